@@ -1,0 +1,55 @@
+"""The attend seam: softmax(q k' / sqrt(d) + bias) v, and who computes it.
+
+`reference` is the definition. Everything else is held to it by a test.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from broll.engine.shapes import Grid, Heads
+
+
+@dataclass(frozen=True)
+class AttendCall:
+    """What a kernel may want to know about the attention it computes."""
+
+    kind: Literal["self", "text", "image"]
+    layer: int
+    grid: Grid  # of the video tokens
+    key_bias: Float[Tensor, "l"] | None = None  # added to the logits of each key
+    branch: str = "positive"
+    step: int = 0
+
+
+Attend = Callable[[Heads, Heads, Heads, AttendCall], Heads]
+
+
+def reference(q: Heads, k: Heads, v: Heads, call: AttendCall) -> Heads:
+    """The definition, in fp32, with the whole n x l matrix in memory."""
+    logits = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
+    if call.key_bias is not None:
+        logits = logits + call.key_bias
+    return (logits.softmax(-1) @ v.float()).to(q.dtype)
+
+
+def sdpa(q: Heads, k: Heads, v: Heads, call: AttendCall) -> Heads:
+    """torch's scaled_dot_product_attention, which picks a fused kernel for the device."""
+    bias = None if call.key_bias is None else call.key_bias.to(q.dtype).expand(1, 1, q.shape[-2], -1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "reference": reference}
+
+
+def split_heads(x: Float[Tensor, "b n m"], heads: int) -> Heads:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Heads) -> Float[torch.Tensor, "b n m"]:
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,194 @@
+"""Prompt to frames. Read this first: one line for each of the engine's ideas.
+
+    spec -> resolve -> text, image -> noise -> steps -> latents -> frames
+
+`generate` is a generator: it yields a Step after each denoising step, then Frames as the VAE decodes them.
+Whoever iterates owns progress, preview, snapshot and cancel (closing it stops the work).
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from broll.engine import conditioning, shapes
+from broll.engine.conditioning import Conditioning
+from broll.engine.config import ModelConfig
+from broll.engine.guidance import Forward, guided
+from broll.engine.load import Parts
+from broll.engine.sampler import SAMPLERS, Step
+from broll.engine.schedule import schedule
+from broll.engine.shapes import Grid, Latent
+from broll.errors import BadOption, BadPrompt, UnsupportedShape, WrongTask
+from broll.spec import VideoSpec
+
+Pictures = Mapping[str, Image.Image]  # sha256 of an Artifact -> its picture
+MAX_FRAMES = 1 + 4 * 1023  # the rotary table of the published models ends at 1024 latent frames
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Decoded frames `first`, `first + 1`, ... : [3, f, h, w] in [-1, 1]."""
+
+    first: int
+    frames: shapes.Frames
+
+
+def resolve(spec: VideoSpec, config: ModelConfig, *, image_aspect: Image.Image | None = None) -> VideoSpec:
+    """Fill in the model's defaults, draw a seed, and refuse what the model cannot do.
+
+    With a picture and no size, the clip keeps the picture's aspect at the model's own area.
+    """
+    defaults = config.defaults
+    _check_task(spec, config)
+    width, height = _size(spec, config, image_aspect)
+    full = VideoSpec.model_validate(
+        spec.model_dump()
+        | {
+            "width": width,
+            "height": height,
+            "seed": secrets.randbelow(2**32) if spec.seed is None else spec.seed,
+        }
+        | {
+            name: getattr(defaults, name) if getattr(spec, name) is None else getattr(spec, name)
+            for name in (
+                "frames", "fps", "steps", "guidance", "shift", "sampler", "grid", "negative_prompt",
+            )
+        }
+    )  # fmt: skip
+    assert full.frames is not None
+    shapes.check_frames(full.frames)
+    if full.frames > MAX_FRAMES:
+        raise UnsupportedShape(f"{full.frames} frames are too many: {config.name} counts to {MAX_FRAMES}")
+    shapes.check_size(width, height, config.size_multiple)
+    if width * height > 2 * defaults.max_area:
+        w, h = defaults.size
+        raise UnsupportedShape(
+            f"{width}x{height} is too large: {config.name} was trained at {w}x{h} and makes at most twice that area"
+        )
+    if full.sampler == "euler" and full.grid is None:  # pragma: no cover - resolve always sets a grid
+        raise BadOption("euler needs a grid")
+    return full
+
+
+def _check_task(spec: VideoSpec, config: ModelConfig) -> None:
+    if config.task == "t2v" and (spec.image or spec.last_image):
+        raise WrongTask(
+            f"{config.name} makes clips from text alone; for --image use an image-to-video model such as "
+            "wan2.1-i2v-14b-480p"
+        )
+    if config.task != "t2v" and spec.image is None:
+        raise WrongTask(f"{config.name} needs a picture to start from: give --image")
+    if config.task == "i2v" and spec.last_image:
+        raise WrongTask(f"{config.name} takes no last picture; wan2.1-flf2v-14b does")
+    if config.task == "flf2v" and spec.last_image is None:
+        raise WrongTask(f"{config.name} needs a first and a last picture: give --last-image too")
+
+
+def _size(spec: VideoSpec, config: ModelConfig, picture: Image.Image | None) -> tuple[int, int]:
+    if (spec.width is None) != (spec.height is None):
+        raise BadOption("width and height go together; only one of them was given")
+    if spec.width is not None and spec.height is not None:
+        return spec.width, spec.height
+    if picture is None:
+        return config.defaults.size
+    grid = conditioning.image_size(picture, config.defaults.max_area, config.size_multiple)
+    return grid.width, grid.height
+
+
+def noise(grid: Grid, channels: int, seed: int) -> Latent:
+    """The clip before its first step. Drawn on the CPU in fp32, so that a seed means the same everywhere."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn(1, channels, grid.frames, grid.height, grid.width, generator=generator)
+
+
+def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning:
+    """Run the encoders: text, and for image models CLIP and the VAE."""
+    prompts = [spec.prompt] + ([spec.negative_prompt or ""] if spec.guidance != 1 else [])
+    texts = []
+    for prompt in prompts:
+        features = parts.text(prompt)
+        texts.append(conditioning.collapsed(features, parts.config.transformer.text_len))
+    positive, negative = texts[0], texts[1] if len(texts) > 1 else None
+    given = [pictures[a.sha256] for a in (spec.image, spec.last_image) if a is not None]
+    if not given or parts.image is None:
+        return Conditioning(positive, negative)
+    assert spec.width and spec.height and spec.frames
+    cut = [conditioning.cover(picture, spec.width, spec.height) for picture in given]
+    fitted = [conditioning.fit(p, spec.width, spec.height, spec.preprocessing) for p in cut]
+    features = torch.cat([parts.image(picture, spec.preprocessing) for picture in cut], dim=1)
+    last = fitted[1] if len(fitted) > 1 else None
+    y = conditioning.image_channels(parts.vae, fitted[0], last, spec.frames)
+    return Conditioning(positive, negative, features, y)
+
+
+def check_prompt(spec: VideoSpec, parts: Parts) -> None:
+    """Refuse a prompt that the text encoder would cut off."""
+    limit = parts.config.transformer.text_len
+    count = len(parts.text.tokenizer(spec.prompt)["input_ids"])
+    if count > limit:
+        raise BadPrompt(f"the prompt has {count} tokens; {parts.config.name} reads at most {limit}")
+
+
+@torch.inference_mode()
+def generate(
+    spec: VideoSpec, parts: Parts, pictures: Pictures | None = None, resume: Step | None = None
+) -> Iterator[Step | Frames]:
+    """Yield every step, then the frames. `spec` is resolved; with `resume`, go on after that step."""
+    assert spec.width and spec.height and spec.frames and spec.steps and spec.shift and spec.seed is not None
+    assert spec.sampler and spec.grid and spec.guidance
+    check_prompt(spec, parts)
+    stride = parts.config.vae.spatial_stride
+    grid = shapes.latent_grid(Grid(spec.frames, spec.height, spec.width), stride)
+    levels = schedule(spec.steps, shift=spec.shift, grid=spec.grid, sampler=spec.sampler)
+    step = None if resume is None else on(resume, parts.device)
+
+    if step is None or step.index + 1 < levels.steps:
+        given = condition(spec, parts, pictures or {})
+        velocity = guided(*forwards(parts, given, grid, levels.times), spec.guidance)
+        x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
+        for step in SAMPLERS[spec.sampler](velocity, x, levels, step):
+            yield step
+    assert step is not None
+    yield from decode(step.x, parts)
+
+
+def forwards(
+    parts: Parts, given: Conditioning, grid: Grid, times: tuple[float, ...]
+) -> tuple[Forward, Forward | None]:
+    """The transformer under the positive and the negative prompt, as functions of x and the step's index."""
+    model = parts.transformer
+
+    def forward(text: conditioning.Text, branch: str) -> Forward:
+        context = model.context(grid, text.features, given.image, text_bias=text.bias, branch=branch)
+
+        def run(x: Latent, index: int) -> Latent:
+            full = x if given.y is None else torch.cat([x, given.y], dim=1)
+            return model(full, torch.tensor([times[index]], device=x.device), context, index)
+
+        return run
+
+    positive = forward(given.positive, "positive")
+    return positive, None if given.negative is None else forward(given.negative, "negative")
+
+
+def decode(latent: Latent, parts: Parts) -> Iterator[Frames]:
+    """Latents to frames, as they come out of the VAE."""
+    first = 0
+    for video in parts.vae.decode_stream(latent):
+        yield Frames(first, video[0])
+        first += video.shape[2]
+
+
+def on(step: Step, device: torch.device) -> Step:
+    history = tuple(tensor.to(device) for tensor in step.history)
+    return Step(step.index, step.sigma, step.x.to(device), step.x0.to(device), history)
+
+
+def digest(x: Tensor) -> str:
+    """sha256 of a latent's fp32 bytes: two clips with the same one are the same, bit for bit."""
+    return hashlib.sha256(x.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,89 @@
+"""A denoising state on disk. Continued under the same conditions, it gives the same bits.
+
+One safetensors file: x, x0 and the sampler's history as tensors; spec, step and conditions as metadata. It is written
+beside its place and renamed, so that a kill leaves the old one or the new one.
+"""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from broll import __version__
+from broll.engine.load import Parts
+from broll.engine.sampler import Step
+from broll.errors import BadSnapshot, OutputError
+from broll.spec import VideoSpec
+
+Conditions = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    spec: VideoSpec  # resolved
+    step: Step
+    conditions: Conditions
+
+
+def conditions(parts: Parts) -> Conditions:
+    """What must be the same for the same bits: device, versions, threads, precision, kernels, weights."""
+    kernel = parts.transformer.blocks[0].self_attn.attend.__name__
+    device = parts.device.type
+    return {
+        "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else platform.processor(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "broll": __version__,
+        "threads": str(torch.get_num_threads()) if device == "cpu" else "",
+        "linears": str(parts.transformer.compute_dtype),
+        "vae": str(parts.vae.dtype),
+        "attention": kernel,
+        "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
+    }
+
+
+def save(path: Path, snapshot: Snapshot) -> None:
+    step = snapshot.step
+    tensors = {"x": step.x, "x0": step.x0}
+    tensors |= {f"history.{i}": tensor for i, tensor in enumerate(step.history)}
+    header = {
+        "spec": snapshot.spec.model_dump_json(),
+        "index": str(step.index),
+        "sigma": float(step.sigma).hex(),
+        "conditions": json.dumps(snapshot.conditions),
+    }
+    part = path.with_name(path.name + ".part")
+    try:
+        # clone: a sampler may keep one tensor under two names, which safetensors refuses
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, part, header)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        raise OutputError(f"the snapshot {path} cannot be written: {error}") from error
+
+
+def load(path: Path) -> Snapshot:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header, names = file.metadata() or {}, list(file.keys())
+            tensors = {name: file.get_tensor(name) for name in names}
+        count = sum(name.startswith("history.") for name in names)
+        step = Step(
+            index=int(header["index"]),
+            sigma=float.fromhex(header["sigma"]),
+            x=tensors["x"],
+            x0=tensors["x0"],
+            history=tuple(tensors[f"history.{i}"] for i in range(count)),
+        )
+        spec = VideoSpec.model_validate_json(header["spec"])
+        return Snapshot(spec, step, json.loads(header["conditions"]))
+    except FileNotFoundError:
+        raise BadSnapshot(f"there is no snapshot at {path}") from None
+    except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
+        raise BadSnapshot(f"{path} is not a snapshot of broll: {str(error).splitlines()[0]}") from error

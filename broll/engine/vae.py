@@ -1,0 +1,290 @@
+"""Causal 3-D autoencoder: pixels to latents and back, frame by frame in time.
+
+Every layer at time f sees only frames <= f, so a clip of any length streams through in chunks: what a
+layer needs of the past is kept in `memory`, a dict that the caller owns, one per clip. In chunks or at
+once, the result is the same.
+
+    encoder   1 frame -> 1 latent, then 4 frames -> 1 latent;   decoder   the way back
+    stride    2 ** (levels - 1) * patch_size in space, 4 in time
+
+    WAN 2.1, section 4.2              https://arxiv.org/abs/2503.20314
+    parameter names and `patch_size`  diffusers, AutoencoderKLWan
+
+Left out: tiling (not exact, because of the attention over each frame) and the residual variant of WAN 2.2.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from broll.engine.config import VAEConfig
+from broll.engine.shapes import TEMPORAL_STRIDE, Latent, Video
+
+Memory = dict[nn.Module, Tensor]  # the last frames each causal layer saw
+
+
+class CausalConv3d(nn.Conv3d):
+    """Convolution over (f, h, w) that pads time on the left only. `stride` in time needs no past."""
+
+    def __init__(self, dim_in: int, dim_out: int, kernel: tuple[int, int, int], time_stride: int = 1) -> None:
+        padding = (0, kernel[1] // 2, kernel[2] // 2)
+        super().__init__(dim_in, dim_out, kernel, stride=(time_stride, 1, 1), padding=padding)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        keep = self.kernel_size[0] - 1
+        if keep:
+            past = memory.get(self)
+            if past is None:
+                past = x.new_zeros(*x.shape[:2], keep, *x.shape[3:])
+            x = torch.cat([past, x], dim=2)
+            memory[self] = x[:, :, -keep:].clone()  # a view would keep the whole chunk alive
+        return super().forward(x)
+
+
+class RMSNorm(nn.Module):
+    """Unit length over channels, times sqrt(channels) and a learned gain; any number of trailing axes."""
+
+    def __init__(self, dim: int, axes: int) -> None:
+        super().__init__()
+        self.scale = dim**0.5
+        self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x.float(), dim=1).to(x.dtype) * (self.scale * self.gamma)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, dim_in: int, dim_out: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(dim_in, 3)
+        self.conv1 = CausalConv3d(dim_in, dim_out, (3, 3, 3))
+        self.norm2 = RMSNorm(dim_out, 3)
+        self.conv2 = CausalConv3d(dim_out, dim_out, (3, 3, 3))
+        self.conv_shortcut = CausalConv3d(dim_in, dim_out, (1, 1, 1)) if dim_in != dim_out else None
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, memory)
+        x = self.conv1(F.silu(self.norm1(x)), memory)
+        x = self.conv2(F.silu(self.norm2(x)), memory)
+        return x + shortcut
+
+
+class FrameAttention(nn.Module):
+    """Single-head attention among the positions of each frame on its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        y = frames_to_batch(x)
+        q, k, v = self.to_qkv(self.norm(y)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape_as(y)
+        return x + batch_to_frames(self.proj(out), x.shape[0])
+
+
+class MiddleBlock(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
+        self.attentions = nn.ModuleList([FrameAttention(dim)])
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = self.resnets[0](x, memory)
+        x = self.attentions[0](x, memory)
+        return self.resnets[1](x, memory)
+
+
+class Downsample(nn.Module):
+    """Halve height and width; with `time`, also halve the frames after the clip's first."""
+
+    def __init__(self, dim: int, *, time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), time_stride=2) if time else None
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = batch_to_frames(self.resample(frames_to_batch(x)), x.shape[0])
+        if self.time_conv is None:
+            return x
+        last = memory.get(self)
+        memory[self] = x[:, :, -1:].clone()
+        if last is not None:
+            return nn.Conv3d.forward(self.time_conv, torch.cat([last, x], dim=2))
+        first = x[:, :, :1]  # the clip's first frame has no partner and passes as it is
+        if x.shape[2] == 1:
+            return first
+        return torch.cat([first, nn.Conv3d.forward(self.time_conv, x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Double height and width, halve the channels; with `time`, also double the frames after the first."""
+
+    def __init__(self, dim: int, *, time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(
+            nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact"),
+            nn.Conv2d(dim, dim // 2, 3, padding=1),
+        )
+        self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        if self.time_conv is not None:
+            x = self._double_time(x, memory)
+        return batch_to_frames(self.resample(frames_to_batch(x)), x.shape[0])
+
+    def _double_time(self, x: Tensor, memory: Memory) -> Tensor:
+        assert self.time_conv is not None
+        first = x[:, :, :0]
+        if self not in memory:  # the clip's first frame stays single, and later ones never see it
+            memory[self] = x.new_zeros(())
+            first, x = x[:, :, :1], x[:, :, 1:]
+        if x.shape[2] == 0:
+            return first
+        pair = self.time_conv(x, memory).unflatten(1, (2, -1))  # b 2 c f h w
+        return torch.cat([first, pair.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], dim=2)
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        dims = [config.base_dim * m for m in (1, *config.dim_mult)]
+        self.conv_in = CausalConv3d(3 * config.patch_size**2, dims[0], (3, 3, 3))
+        layers: list[nn.Module] = []
+        for level, (dim_in, dim_out) in enumerate(zip(dims, dims[1:], strict=False)):
+            for _ in range(config.num_res_blocks):
+                layers.append(ResidualBlock(dim_in, dim_out))
+                dim_in = dim_out
+            if level < len(config.dim_mult) - 1:
+                layers.append(Downsample(dim_out, time=config.temporal_downsample[level]))
+        self.down_blocks = nn.ModuleList(layers)
+        self.mid_block = MiddleBlock(dims[-1])
+        self.norm_out = RMSNorm(dims[-1], 3)
+        self.conv_out = CausalConv3d(dims[-1], config.z_dim * 2, (3, 3, 3))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = self.conv_in(x, memory)
+        for block in self.down_blocks:
+            x = block(x, memory)
+        x = self.mid_block(x, memory)
+        return self.conv_out(F.silu(self.norm_out(x)), memory)
+
+
+class UpBlock(nn.Module):
+    def __init__(self, dim_in: int, dim_out: int, config: VAEConfig, *, last: bool, time: bool) -> None:
+        super().__init__()
+        dims = [dim_in] + [dim_out] * (config.num_res_blocks + 1)
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims, dims[1:], strict=False))
+        self.upsamplers = None if last else nn.ModuleList([Upsample(dim_out, time=time)])
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x, memory)
+        return x if self.upsamplers is None else self.upsamplers[0](x, memory)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        dims = [(config.decoder_base_dim or config.base_dim) * m for m in reversed(config.dim_mult)]
+        self.conv_in = CausalConv3d(config.z_dim, dims[0], (3, 3, 3))
+        self.mid_block = MiddleBlock(dims[0])
+        blocks, dim_in = [], dims[0]
+        for level, dim_out in enumerate(dims):
+            last = level == len(dims) - 1
+            time = not last and config.temporal_downsample[::-1][level]
+            blocks.append(UpBlock(dim_in, dim_out, config, last=last, time=time))
+            dim_in = dim_out // 2  # each Upsample halves the channels
+        self.up_blocks = nn.ModuleList(blocks)
+        self.norm_out = RMSNorm(dims[-1], 3)
+        self.conv_out = CausalConv3d(dims[-1], 3 * config.patch_size**2, (3, 3, 3))
+
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+        x = self.mid_block(self.conv_in(x, memory), memory)
+        for block in self.up_blocks:
+            x = block(x, memory)
+        return self.conv_out(F.silu(self.norm_out(x)), memory)
+
+
+class VAE(nn.Module):
+    """`encode` and `decode` take and give normalised latents; both work chunk by chunk."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = CausalConv3d(config.z_dim * 2, config.z_dim * 2, (1, 1, 1))
+        self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
+        self.decoder = Decoder(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.quant_conv.weight.dtype
+
+    def moments(self, x: Video, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the latents of one chunk, not normalised."""
+        x = space_to_channels(x, self.config.patch_size)
+        mean, logvar = self.quant_conv(self.encoder(x, memory), memory).chunk(2, dim=1)
+        return mean, logvar
+
+    def pixels(self, z: Tensor, memory: Memory) -> Video:
+        """One chunk of latents, not normalised, to pixels, not clamped."""
+        x = self.decoder(self.post_quant_conv(z, memory), memory)
+        return channels_to_space(x, self.config.patch_size)
+
+    def encode_stream(self, chunks: Iterable[Video]) -> Iterator[Latent]:
+        """Chunks of pixel frames (the first of 1 + 4k frames, later ones of 4k) to latents, as they come."""
+        memory: Memory = {}
+        mean, std = self._statistics()
+        for chunk in chunks:
+            mu, _ = self.moments(chunk.to(mean.device, self.dtype), memory)
+            yield (mu.float() - mean) / std
+
+    def encode(self, video: Video) -> Latent:
+        """All latents of a clip of 4k + 1 frames: the means, as the official code takes them."""
+        first, rest = video[:, :, :1], video[:, :, 1:]
+        chunks = [first, *(rest.split(TEMPORAL_STRIDE, dim=2) if rest.shape[2] else ())]
+        return torch.cat(list(self.encode_stream(chunks)), dim=2)
+
+    def decode_stream(self, z: Latent) -> Iterator[Video]:
+        """Pixels in [-1, 1], latent by latent: 1 frame, then 4 at a time. Memory does not grow with f."""
+        memory: Memory = {}
+        mean, std = self._statistics()
+        for latent in z.split(1, dim=2):
+            raw = (latent.to(mean.device) * std + mean).to(self.dtype)
+            yield self.pixels(raw, memory).float().clamp(-1, 1)
+
+    def decode(self, z: Latent) -> Video:
+        return torch.cat(list(self.decode_stream(z)), dim=2)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Latent mean and deviation, [1, c, 1, 1, 1] in fp32."""
+        device = self.quant_conv.weight.device
+        mean, std = torch.tensor([self.config.latents_mean, self.config.latents_std], device=device)
+        return mean[None, :, None, None, None], std[None, :, None, None, None]
+
+
+def frames_to_batch(x: Tensor) -> Tensor:
+    """b c f h w -> (b f) c h w"""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def batch_to_frames(x: Tensor, batch: int) -> Tensor:
+    """(b f) c h w -> b c f h w"""
+    return x.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def space_to_channels(x: Tensor, patch: int) -> Tensor:
+    """b c f (h q) (w r) -> b (c r q) f h w, diffusers' order of the patch's pixels."""
+    x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # b c f h q w r
+    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def channels_to_space(x: Tensor, patch: int) -> Tensor:
+    """b (c r q) f h w -> b c f (h q) (w r)"""
+    x = x.unflatten(1, (-1, patch, patch))  # b c r q f h w
+    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

@@ -1,0 +1,226 @@
+"""Files to modules: open, rename, check, assign. Strictly: one missing, unexpected or misshapen tensor is an error.
+
+Modules are built on the meta device and take over the tensors of the file (`assign`), so nothing is held twice.
+safetensors are memory-mapped; pickles (.pth) are read with weights_only=True.
+
+Names. The transformer's are the official ones, the VAE's are diffusers', the encoders' are transformers'. The
+other published layout of each is a table here, used in both directions:
+
+    transformer    official <-> diffusers          VAE, umT5, CLIP    official -> diffusers / transformers
+"""
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from broll.errors import BadCheckpoint
+
+Tensors = dict[str, Callable[[], Tensor]]  # name -> read it now
+Names = tuple[tuple[str, str], ...]  # regular expression -> replacement, in order
+
+TRANSFORMER_TO_DIFFUSERS: Names = (
+    (r"^time_embedding\.0\.", "condition_embedder.time_embedder.linear_1."),
+    (r"^time_embedding\.2\.", "condition_embedder.time_embedder.linear_2."),
+    (r"^text_embedding\.0\.", "condition_embedder.text_embedder.linear_1."),
+    (r"^text_embedding\.2\.", "condition_embedder.text_embedder.linear_2."),
+    (r"^time_projection\.1\.", "condition_embedder.time_proj."),
+    (r"^img_emb\.proj\.0\.", "condition_embedder.image_embedder.norm1."),
+    (r"^img_emb\.proj\.1\.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    (r"^img_emb\.proj\.3\.", "condition_embedder.image_embedder.ff.net.2."),
+    (r"^img_emb\.proj\.4\.", "condition_embedder.image_embedder.norm2."),
+    (r"^img_emb\.emb_pos$", "condition_embedder.image_embedder.pos_embed"),
+    (r"^head\.modulation$", "scale_shift_table"),
+    (r"^head\.head\.", "proj_out."),
+    (r"^(blocks\.\d+\.)modulation$", r"\1scale_shift_table"),
+    (r"^(blocks\.\d+\.)norm3\.", r"\1norm2."),  # diffusers numbers the norms in order of use
+    (r"\.ffn\.0\.", ".ffn.net.0.proj."),
+    (r"\.ffn\.2\.", ".ffn.net.2."),
+    (r"\.self_attn\.", ".attn1."),
+    (r"\.cross_attn\.", ".attn2."),
+    (r"(\.attn\d\.)([qkv])\.", r"\1to_\2."),
+    (r"(\.attn\d\.)o\.", r"\1to_out.0."),
+    (r"\.([kv])_img\.", r".add_\1_proj."),
+    (r"\.norm_k_img\.", ".norm_added_k."),
+)
+TRANSFORMER_FROM_DIFFUSERS: Names = (
+    (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+    (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+    (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+    (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+    (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+    (r"^condition_embedder\.image_embedder\.norm1\.", "img_emb.proj.0."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\.", "img_emb.proj.1."),
+    (r"^condition_embedder\.image_embedder\.ff\.net\.2\.", "img_emb.proj.3."),
+    (r"^condition_embedder\.image_embedder\.norm2\.", "img_emb.proj.4."),
+    (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
+    (r"^scale_shift_table$", "head.modulation"),
+    (r"^proj_out\.", "head.head."),
+    (r"^(blocks\.\d+\.)scale_shift_table$", r"\1modulation"),
+    (r"^(blocks\.\d+\.)norm2\.", r"\1norm3."),
+    (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+    (r"\.ffn\.net\.2\.", ".ffn.2."),
+    (r"(\.attn\d\.)to_([qkv])\.", r"\1\2."),
+    (r"(\.attn\d\.)to_out\.0\.", r"\1o."),
+    (r"\.add_([kv])_proj\.", r".\1_img."),
+    (r"\.norm_added_k\.", ".norm_k_img."),
+    (r"\.attn1\.", ".self_attn."),
+    (r"\.attn2\.", ".cross_attn."),
+)
+T5_FROM_OFFICIAL: Names = (
+    (r"^token_embedding\.", "shared."),
+    (r"^norm\.", "encoder.final_layer_norm."),
+    (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"^blocks\.(\d+)\.attn\.", r"encoder.block.\1.layer.0.SelfAttention."),
+    (
+        r"^blocks\.(\d+)\.pos_embedding\.embedding\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    (r"^blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
+CLIP_FROM_OFFICIAL: Names = (
+    (r"^visual\.patch_embedding\.", "embeddings.patch_embedding."),
+    (r"^visual\.cls_embedding$", "embeddings.class_embedding"),
+    (r"^visual\.pos_embedding$", "embeddings.position_embedding.weight"),
+    (r"^visual\.pre_norm\.", "pre_layrnorm."),
+    (r"^visual\.post_norm\.", "post_layernorm."),
+    (r"^visual\.transformer\.(\d+)\.norm([12])\.", r"encoder.layers.\1.layer_norm\2."),
+    (r"^visual\.transformer\.(\d+)\.attn\.([qkv])\.", r"encoder.layers.\1.self_attn.\2_proj."),
+    (r"^visual\.transformer\.(\d+)\.attn\.proj\.", r"encoder.layers.\1.self_attn.out_proj."),
+    (r"^visual\.transformer\.(\d+)\.mlp\.0\.", r"encoder.layers.\1.mlp.fc1."),
+    (r"^visual\.transformer\.(\d+)\.mlp\.2\.", r"encoder.layers.\1.mlp.fc2."),
+)
+VAE_RESIDUAL = {"0": "norm1", "2": "conv1", "3": "norm2", "6": "conv2"}
+
+
+def rename(name: str, names: Names) -> str:
+    for pattern, replacement in names:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def vae_from_official(name: str, num_res_blocks: int = 2) -> str:
+    """encoder.downsamples.0.residual.2.weight -> encoder.down_blocks.0.conv1.weight, and so on."""
+    name = re.sub(r"\.residual\.([0236])\.", lambda m: f".{VAE_RESIDUAL[m[1]]}.", name)
+    name = name.replace(".shortcut.", ".conv_shortcut.")
+    name = re.sub(r"\.middle\.([02])\.", lambda m: f".mid_block.resnets.{int(m[1]) // 2}.", name)
+    name = name.replace(".middle.1.", ".mid_block.attentions.0.")
+    name = name.replace(".head.0.", ".norm_out.").replace(".head.2.", ".conv_out.")
+    name = re.sub(r"^(en|de)coder\.conv1\.", r"\1coder.conv_in.", name)
+    name = re.sub(r"^conv1\.", "quant_conv.", name)
+    name = re.sub(r"^conv2\.", "post_quant_conv.", name)
+    name = name.replace("encoder.downsamples.", "encoder.down_blocks.")
+
+    def upsample(match: re.Match[str]) -> str:
+        block, place = divmod(int(match[1]), num_res_blocks + 2)  # resnets and one upsampler a level
+        inner = "upsamplers.0" if place > num_res_blocks else f"resnets.{place}"
+        return f"decoder.up_blocks.{block}.{inner}."
+
+    return re.sub(r"^decoder\.upsamples\.(\d+)\.", upsample, name)
+
+
+def open_tensors(paths: list[Path]) -> Tensors:
+    """Names in these files, each with a function that reads it; nothing is read yet."""
+    tensors: Tensors = {}
+    for path in paths:
+        try:
+            tensors |= _open_pickle(path) if path.suffix in (".pth", ".pt") else _open_safe(path)
+        except (SafetensorError, OSError, RuntimeError, ValueError, struct.error, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadCheckpoint(f"{path} cannot be read: {reason} (damaged or cut short?)") from error
+    return tensors
+
+
+def _open_safe(path: Path) -> Tensors:
+    file = safe_open(path, framework="pt")
+    return {name: (lambda name=name: file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+
+
+def _open_pickle(path: Path) -> Tensors:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the damaged pickle makes it raise
+        raise ValueError(str(error)) from error
+    return {name: (lambda tensor=tensor: tensor) for name, tensor in state.items()}
+
+
+def shards(folder: Path, stem: str) -> list[Path]:
+    """`stem`.safetensors, or the shards that its index names."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.exists():
+        single = folder / f"{stem}.safetensors"
+        if single.exists():
+            return [single]
+        raise BadCheckpoint(f"{folder} has neither {single.name} nor {index.name}")
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise BadCheckpoint(f"{index} is not an index of shards") from error
+    for name in files:
+        if not (folder / name).exists():
+            raise BadCheckpoint(f"{folder} lacks {name}, which {index.name} names")
+    return [folder / name for name in files]
+
+
+def split_qkv(tensors: Tensors) -> Tensors:
+    """The official CLIP keeps q, k and v of a layer in one tensor; transformers wants three."""
+    parts: Tensors = {}
+    for name, read in tensors.items():
+        if ".attn.to_qkv." not in name:
+            parts[name] = read
+            continue
+        for place, letter in enumerate("qkv"):
+            parts[name.replace("to_qkv", letter)] = lambda read=read, place=place: read().chunk(3)[place]
+    return parts
+
+
+def assign(
+    module: nn.Module,
+    tensors: Tensors,
+    *,
+    source: Path,
+    to_module: Callable[[str], str] = lambda name: name,
+    dtype: Callable[[str], torch.dtype] = lambda name: torch.float32,
+    ignore: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Give every parameter of a meta-device module its tensor. `to_module` maps the file's names."""
+    everything = module.state_dict(keep_vars=True)
+    wanted = {**dict(module.named_parameters()), **persistent_buffers(module)}
+    tied = {name: first for name, tensor in everything.items() for first in wanted if wanted[first] is tensor}
+    found = {to_module(name): name for name in tensors}
+    extra = sorted(name for target, name in found.items() if target not in everything and not ignore(target))
+    missing = sorted(name for name in wanted if name not in found)
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model does not have"
+        count = f"; {len(missing)} missing, {len(extra)} unexpected in all"
+        raise BadCheckpoint(f"{source} {what}{count}: is it a checkpoint of another model?")
+    state = {}
+    for name, parameter in wanted.items():
+        try:
+            tensor = tensors[found[name]]()
+        except (SafetensorError, RuntimeError, OSError) as error:
+            raise BadCheckpoint(f"{source}: {found[name]} cannot be read: {error}") from error
+        if tensor.shape != parameter.shape:
+            if tensor.numel() != parameter.numel() or tensor.squeeze().shape != parameter.squeeze().shape:
+                raise BadCheckpoint(
+                    f"{source}: {found[name]} has shape {list(tensor.shape)}, this model needs "
+                    f"{list(parameter.shape)}: is it a checkpoint of another model?"
+                )
+            tensor = tensor.reshape(parameter.shape)  # CLIP's class embedding, [1, 1, c] or [c]
+        state[name] = tensor.to(dtype(name))
+    module.load_state_dict({name: state[tied[name]] for name in everything}, strict=True, assign=True)
+    module.requires_grad_(False)
+
+
+def persistent_buffers(module: nn.Module) -> Mapping[str, Tensor]:
+    """Buffers that a checkpoint holds."""
+    state = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name in state}

@@ -1,0 +1,78 @@
+"""What is asked for: one frozen object that the CLI, the server and the engine all take.
+
+It holds names of models and digests of pictures, never a path, a URL or a secret. A field left None means "the
+model's default"; `broll.engine.pipeline.resolve` fills it in, so the spec stored with a clip is complete.
+"""
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from broll.errors import BadOption, BadPrompt, BrollError
+
+MAX_PROMPT = 10_000  # characters; the text encoder's own limit of 512 tokens is checked by the engine
+MAX_SEED = 2**63 - 1
+
+
+class Artifact(BaseModel):
+    """A file known by its content: `id` names it, `sha256` is its digest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    @classmethod
+    def of(cls, content: bytes) -> "Artifact":
+        digest = hashlib.sha256(content).hexdigest()
+        return cls(id=digest[:16], sha256=digest)
+
+
+class VideoSpec(BaseModel):
+    """One clip, as asked for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    model: Annotated[str, Field(min_length=1, max_length=100)]
+    prompt: str
+    negative_prompt: Annotated[str | None, Field(max_length=MAX_PROMPT)] = None
+    width: Annotated[int | None, Field(ge=1, le=8192)] = None
+    height: Annotated[int | None, Field(ge=1, le=8192)] = None
+    frames: Annotated[int | None, Field(ge=1, le=10_001)] = None  # 4k + 1
+    fps: Annotated[int | None, Field(ge=1, le=120)] = None
+    steps: Annotated[int | None, Field(ge=1, le=1000)] = None
+    guidance: Annotated[float | None, Field(ge=1, le=50)] = None  # 1: no guidance
+    shift: Annotated[float | None, Field(gt=0, le=100)] = None
+    sampler: Literal["unipc", "dpm++", "euler"] | None = None
+    grid: Literal["official", "diffusers"] | None = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None  # None: drawn, and written back
+    image: Artifact | None = None  # first frame
+    last_image: Artifact | None = None
+    preprocessing: Literal["official", "diffusers"] = "official"  # of the pictures
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise BadPrompt("the prompt is empty: say what the clip shows and how the camera moves")
+        if len(prompt) > MAX_PROMPT:
+            raise BadPrompt(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT} are possible")
+        if "\0" in prompt:
+            raise BadPrompt("the prompt contains a NUL character")
+        return prompt
+
+
+def parse(**fields: object) -> VideoSpec:
+    """A VideoSpec, or one line that names the field, what it got and what is possible."""
+    try:
+        return VideoSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, BrollError):
+            raise cause from None
+        name = ".".join(str(part) for part in first["loc"]) or "spec"
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise BadOption(f"{name} is {first['input']!r}: {message}") from None

@@ -1,0 +1,1 @@
+"""Training code of nano: rendered clips, captions and the model fitted to them."""

@@ -1,0 +1,86 @@
+"""A training run's folder: recipe, log, checkpoints that survive being killed, and the moving average."""
+
+import json
+import os
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def recipe(path: str | Path | None = None) -> dict[str, Any]:
+    """The numbers of `recipe.toml`, or of another file of the same form."""
+    return tomllib.loads(Path(path or ROOT / "training" / "recipe.toml").read_text())
+
+
+def work_folder(numbers: dict[str, Any]) -> Path:
+    folder = ROOT / numbers["work"]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint so that a kill leaves either the old or the new one, never half of it."""
+    torch.save(state, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+class Log:
+    """One JSON object a line, to the file and to the terminal."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, **values: Any) -> None:
+        line = json.dumps({k: round(v, 5) if isinstance(v, float) else v for k, v in values.items()})
+        print(line, flush=True)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+class MovingAverage:
+    """Exponential moving average of a model's parameters."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.values = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))  # forgets the start quickly
+        for name, parameter in model.named_parameters():
+            self.values[name].lerp_(parameter, 1 - decay)
+
+
+class Clock:
+    """Minutes of training so far, across restarts, and the cosine that they drive."""
+
+    def __init__(self, minutes: float, spent: float = 0.0) -> None:
+        self.minutes, self._start = minutes, time.monotonic() - 60 * spent
+
+    @property
+    def spent(self) -> float:
+        return (time.monotonic() - self._start) / 60
+
+    def rate(self, step: int, warmup: int = 100) -> float:
+        """Learning-rate factor: linear warm-up in steps, then a cosine over the minutes to 2 %."""
+        part = min(self.spent / self.minutes, 1.0)
+        cosine = 0.02 + 0.98 * (0.5 + 0.5 * float(torch.cos(torch.tensor(part * torch.pi))))
+        return min(1.0, (step + 1) / warmup) * cosine
+
+    def steps(self, start: int) -> Iterator[int]:
+        step = start
+        while self.spent < self.minutes:
+            yield step
+            step += 1

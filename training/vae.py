@@ -1,0 +1,144 @@
+"""Train nano's autoencoder: `python -m training.vae`.
+
+The engine's own VAE class, in bf16 autocast. Loss: L1 of pixels, L1 of their differences in space and
+time (edges and motion survive), and a small KL that keeps the latents near a normal distribution.
+Afterwards the latents' mean and deviation are measured and stored beside the weights.
+"""
+
+import argparse
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from broll.engine.config import VAEConfig
+from broll.engine.vae import VAE
+from training import run
+from training.render import load_clip, to_float
+
+
+def config(numbers: dict[str, Any], **statistics: tuple[float, ...]) -> VAEConfig:
+    keys = ("base_dim", "decoder_base_dim", "num_res_blocks", "patch_size")
+    return VAEConfig(**{key: numbers["vae"][key] for key in keys}, **statistics)
+
+
+def rendered(folder: Path) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "clips").glob("*.npy"))
+
+
+def random_crop(folder: Path, indices: list[int], frames: int, side: int, rng: random.Random) -> Tensor:
+    """[3, f, side, side] in [-1, 1], at a random place and time, mirrored half of the time."""
+    index = rng.choice(indices)
+    whole = load_clip(folder, index, slice(start := rng.randrange(0, 81 - frames + 1), start + frames))
+    top, left = rng.randrange(whole.shape[2] - side + 1), rng.randrange(whole.shape[3] - side + 1)
+    crop = to_float(whole[..., top : top + side, left : left + side])
+    if rng.random() < 0.5:
+        crop = crop.flip(3)
+    return crop.transpose(0, 1)
+
+
+def differences(x: Tensor) -> list[Tensor]:
+    return [x.diff(dim=axis) for axis in (2, 3, 4)]
+
+
+def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Training loss, and the mean squared error for the log. x is [b, 3, f, h, w]."""
+    with torch.autocast(x.device.type, torch.bfloat16):
+        mean, logvar = (part.float() for part in model.moments(x, {}))
+        logvar = logvar.clamp(-20, 10)
+        z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
+        y = model.pixels(z, {}).float()
+    plain = (y - x).abs().mean()
+    edges = sum((a - b).abs().mean() for a, b in zip(differences(y), differences(x), strict=True))
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return plain + numbers["edge"] * edges + numbers["kl"] * kl, (y - x).square().mean().detach()
+
+
+def train(numbers: dict[str, Any], device: str = "cpu") -> None:
+    folder = run.work_folder(numbers)
+    numbers_vae, rng = numbers["vae"], random.Random(numbers["seed"])
+    torch.manual_seed(numbers["seed"])
+    model = VAE(config(numbers)).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=numbers_vae["lr"], betas=(0.9, 0.99), weight_decay=1e-4
+    )
+    average = run.MovingAverage(model, 0.999)
+    state = run.load(folder / "vae.pt") or {"step": 0, "spent": 0.0}
+    if "model" in state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.values, average.updates = state["average"], state["step"]
+    log, clock = run.Log(folder / "vae.jsonl"), run.Clock(numbers_vae["minutes"], state["spent"])
+    errors: list[float] = []
+    for step in clock.steps(state["step"]):
+        count, frames, side = rng.choice(numbers_vae["crops"])
+        if step % 100 == 0:
+            indices = rendered(folder)  # rendering may still be going on beside this
+        crops = [random_crop(folder, indices, frames, side, rng) for _ in range(count)]
+        value, error = loss(model, torch.stack(crops).to(device), numbers_vae)
+        for group in optimizer.param_groups:
+            group["lr"] = numbers_vae["lr"] * clock.rate(step)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update(model)
+        errors.append(float(error))
+        if step % 50 == 0:
+            psnr = -10 * torch.tensor(errors).div(4).mean().log10()
+            log(step=step, minutes=clock.spent, loss=float(value), psnr=float(psnr), clips=len(indices))
+            errors.clear()
+        if step % 500 == 499:
+            checkpoint(folder, model, optimizer, average, step + 1, clock)
+    checkpoint(folder, model, optimizer, average, step + 1, clock)
+    measure(folder, numbers, average)
+
+
+def checkpoint(folder: Path, model: VAE, optimizer: Any, average: Any, step: int, clock: run.Clock) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    run.save(
+        folder / "vae.pt", state | {"average": average.values, "step": step, "spent": clock.spent}
+    )
+
+
+@torch.no_grad()
+def measure(folder: Path, numbers: dict[str, Any], average: run.MovingAverage, clips: int = 64) -> None:
+    """Mean and deviation of each latent channel over whole clips, written to vae_final.pt with the weights."""
+    model = VAE(config(numbers))
+    model.load_state_dict(average.values)
+    indices = rendered(folder)[:clips]
+    with torch.autocast("cpu", torch.bfloat16):
+        means = [
+            model.moments(to_float(load_clip(folder, i)).transpose(0, 1)[None], {})[0].float()
+            for i in indices
+        ]
+    flat = torch.cat([m.transpose(0, 1).flatten(1) for m in means], dim=1)
+    run.save(
+        folder / "vae_final.pt",
+        {"model": average.values, "mean": flat.mean(1).tolist(), "std": flat.std(1).tolist()},
+    )
+
+
+def load(numbers: dict[str, Any]) -> VAE:
+    """The trained autoencoder with its latent statistics."""
+    state = run.load(run.work_folder(numbers) / "vae_final.pt")
+    if state is None:
+        raise SystemExit("no trained autoencoder yet: run `python -m training.vae` first")
+    statistics = {"latents_mean": tuple(state["mean"]), "latents_std": tuple(state["std"])}
+    model = VAE(config(numbers, **statistics)).eval()
+    model.load_state_dict(state["model"])
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    train(run.recipe(args.recipe), args.device)
+
+
+if __name__ == "__main__":
+    main()
