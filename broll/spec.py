@@ -1,7 +1,8 @@
 """What is asked for: one frozen object that the CLI, the server and the engine all take.
 
-It holds names of models and digests of pictures, never a path, a URL or a secret. A field left None means "the
-model's default"; `broll.engine.pipeline.resolve` fills it in, so the spec stored with a clip is complete.
+It holds names of models and digests of pictures, never a path, a URL or a secret. A field left None means
+"the model's default"; `broll.engine.pipeline.resolve` fills it in, so that the spec stored with a clip is
+complete.
 """
 
 import hashlib
@@ -52,6 +53,15 @@ class VideoSpec(BaseModel):
     last_image: Artifact | None = None
     preprocessing: Literal["official", "diffusers"] = "official"  # of the pictures
 
+    @field_validator("prompt", "negative_prompt", mode="before")
+    @classmethod
+    def _text(cls, text: object) -> object:
+        if isinstance(text, str) and "\0" in text:
+            raise BadPrompt("the prompt contains a NUL character")
+        if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise BadPrompt("the prompt is not valid text: it contains half a character (a lone surrogate)")
+        return text
+
     @field_validator("prompt")
     @classmethod
     def _prompt(cls, prompt: str) -> str:
@@ -59,8 +69,6 @@ class VideoSpec(BaseModel):
             raise BadPrompt("the prompt is empty: say what the clip shows and how the camera moves")
         if len(prompt) > MAX_PROMPT:
             raise BadPrompt(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT} are possible")
-        if "\0" in prompt:
-            raise BadPrompt("the prompt contains a NUL character")
         return prompt
 
 

@@ -1,11 +1,12 @@
 """Train nano's autoencoder: `python -m training.vae`.
 
-The engine's own VAE class, in bf16 autocast. Loss: L1 of pixels, L1 of their differences in space and
-time (edges and motion survive), and a small KL that keeps the latents near a normal distribution.
+The engine's own VAE class, in bf16 autocast. Loss: L1 and squares of pixels, L1 of their differences in space
+and time (edges and motion survive), and a small KL that keeps the latents near a normal distribution.
 Afterwards the latents' mean and deviation are measured and stored beside the weights.
 """
 
 import argparse
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from broll.engine.config import VAEConfig
-from broll.engine.vae import VAE
+from broll.engine.vae import VAE, Downsample, FrameAttention, ResidualBlock, Upsample
 from training import run
+from training.muon import Muon
 from training.render import load_clip, to_float
 
 
@@ -39,6 +41,77 @@ def random_crop(folder: Path, indices: list[int], frames: int, side: int, rng: r
     return crop.transpose(0, 1)
 
 
+def through(weight: Tensor) -> Tensor:
+    """A convolution that looks at one place, here and now, and repeats or averages channels."""
+    rows, columns = weight.shape[:2]
+    mix = torch.zeros(rows, columns)
+    if rows >= columns:
+        mix[torch.arange(rows), torch.arange(rows) * columns // rows] = 1
+    else:
+        mix[torch.arange(columns) * rows // columns, torch.arange(columns)] = rows / columns
+    kernel = torch.zeros_like(weight)
+    y, x = weight.shape[-2] // 2, weight.shape[-1] // 2
+    kernel[(..., -1, y, x) if weight.dim() == 5 else (..., y, x)] = mix
+    return kernel
+
+
+def orthogonal(weight: Tensor) -> Tensor:
+    """The same, with channels mixed orthogonally."""
+    kernel = through(weight)
+    kernel[kernel != 0] = 0
+    y, x = weight.shape[-2] // 2, weight.shape[-1] // 2
+    kernel[(..., -1, y, x)] = torch.nn.init.orthogonal_(torch.empty(weight.shape[:2]))
+    return kernel
+
+
+@torch.no_grad()
+def start(model: VAE) -> None:
+    """Begin as a crude linear autoencoder: average on the way down, repeat on the way up.
+
+    Every norm divides a feature's length away, and brightness with it, unless there is something constant to
+    measure against: hence the bias of 1 at both entrances. Little noise in the latents, too: at deviation 1
+    it drowns the means, and nothing is learnt. (Both tried without; training/LOG.md.)
+    """
+    for part in model.modules():
+        if isinstance(part, torch.nn.Conv2d | torch.nn.Conv3d):
+            part.bias.zero_()
+        if isinstance(part, ResidualBlock):
+            part.conv2.weight *= 0.1
+            if part.conv_shortcut is not None:
+                part.conv_shortcut.weight.copy_(through(part.conv_shortcut.weight))
+        elif isinstance(part, FrameAttention):
+            part.proj.weight.zero_()
+        elif isinstance(part, Downsample):
+            average_pairs(part.resample[1].weight, (0, 1), (0, 1))
+            if part.time_conv is not None:
+                average_pairs(part.time_conv.weight, (1, 2))
+        elif isinstance(part, Upsample):
+            part.resample[1].weight.mul_(0.1).add_(through(part.resample[1].weight))
+            if part.time_conv is not None:
+                for half in part.time_conv.weight.chunk(2):
+                    average_pairs(half, (2,))
+    entrances = ((model.encoder, 0.5 * orthogonal(model.encoder.conv_in.weight)),
+                 (model.decoder, 0.3 * through(model.decoder.conv_in.weight)))  # fmt: skip
+    for end, kernel in entrances:
+        end.conv_in.weight.mul_(0.1).add_(kernel)
+        end.conv_in.bias.fill_(1.0)
+        end.conv_out.weight.mul_(0.1).add_(orthogonal(end.conv_out.weight))
+    for conv in (model.quant_conv, model.post_quant_conv):
+        conv.weight.copy_(orthogonal(conv.weight))
+    model.quant_conv.weight[model.config.z_dim :] *= 0.1
+    model.quant_conv.bias[model.config.z_dim :] = -6.0
+
+
+def average_pairs(weight: Tensor, *taps: tuple[int, ...]) -> None:
+    """Add to a square convolution the mean over the given taps of its first kernel axes, channel by channel."""
+    weight *= 0.1
+    i = torch.arange(weight.shape[0])
+    places = list(itertools.product(*taps))
+    for place in places:
+        index = (*place, 0, 0) if weight.dim() == 5 else place
+        weight[(i, i, *index)] += 1 / len(places)
+
+
 def differences(x: Tensor) -> list[Tensor]:
     return [x.diff(dim=axis) for axis in (2, 3, 4)]
 
@@ -50,10 +123,10 @@ def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor
         logvar = logvar.clamp(-20, 10)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
         y = model.pixels(z, {}).float()
-    plain = (y - x).abs().mean()
+    plain, square = (y - x).abs().mean(), (y - x).square().mean()
     edges = sum((a - b).abs().mean() for a, b in zip(differences(y), differences(x), strict=True))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return plain + numbers["edge"] * edges + numbers["kl"] * kl, (y - x).square().mean().detach()
+    return plain + square + numbers["edge"] * edges + numbers["kl"] * kl, square.detach()
 
 
 def train(numbers: dict[str, Any], device: str = "cpu") -> None:
@@ -61,14 +134,23 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
     numbers_vae, rng = numbers["vae"], random.Random(numbers["seed"])
     torch.manual_seed(numbers["seed"])
     model = VAE(config(numbers)).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=numbers_vae["lr"], betas=(0.9, 0.99), weight_decay=1e-4
-    )
+    start(model)
+    optimizers = [
+        Muon([p for p in model.parameters() if p.dim() >= 4 and p.shape[0] > 1], numbers_vae["lr_muon"]),
+        torch.optim.AdamW(
+            [p for p in model.parameters() if p.dim() < 4 or p.shape[0] == 1],
+            lr=numbers_vae["lr"],
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+        ),
+    ]
+    rates = [numbers_vae["lr_muon"], numbers_vae["lr"]]
     average = run.MovingAverage(model, 0.999)
     state = run.load(folder / "vae.pt") or {"step": 0, "spent": 0.0}
     if "model" in state:
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         average.values, average.updates = state["average"], state["step"]
     log, clock = run.Log(folder / "vae.jsonl"), run.Clock(numbers_vae["minutes"], state["spent"])
     errors: list[float] = []
@@ -78,26 +160,25 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
             indices = rendered(folder)  # rendering may still be going on beside this
         crops = [random_crop(folder, indices, frames, side, rng) for _ in range(count)]
         value, error = loss(model, torch.stack(crops).to(device), numbers_vae)
-        for group in optimizer.param_groups:
-            group["lr"] = numbers_vae["lr"] * clock.rate(step)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * clock.rate(step, warmup=30)
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
         average.update(model)
         errors.append(float(error))
         if step % 50 == 0:
             psnr = -10 * torch.tensor(errors).div(4).mean().log10()
-            log(step=step, minutes=clock.spent, loss=float(value), psnr=float(psnr), clips=len(indices))
+            log(step=step, minutes=clock.spent, loss=float(value.detach()), psnr=float(psnr), clips=len(indices))
             errors.clear()
         if step % 500 == 499:
-            checkpoint(folder, model, optimizer, average, step + 1, clock)
-    checkpoint(folder, model, optimizer, average, step + 1, clock)
+            checkpoint(folder, model, optimizers, average, step + 1, clock)
+    checkpoint(folder, model, optimizers, average, step + 1, clock)
     measure(folder, numbers, average)
 
 
-def checkpoint(folder: Path, model: VAE, optimizer: Any, average: Any, step: int, clock: run.Clock) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+def checkpoint(folder: Path, model: VAE, optimizers: Any, average: Any, step: int, clock: run.Clock) -> None:
+    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
     run.save(
         folder / "vae.pt", state | {"average": average.values, "step": step, "spent": clock.spent}
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from broll.engine.shapes import Grid, Heads
+from broll.engine.shapes import Grid, Heads, Keys
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class AttendCall:
     step: int = 0
 
 
-Attend = Callable[[Heads, Heads, Heads, AttendCall], Heads]
+Attend = Callable[[Heads, Keys, Keys, AttendCall], Heads]
 
 
-def reference(q: Heads, k: Heads, v: Heads, call: AttendCall) -> Heads:
+def reference(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
     """The definition, in fp32, with the whole n x l matrix in memory."""
     logits = q.float() @ k.float().transpose(-1, -2) / q.shape[-1] ** 0.5
     if call.key_bias is not None:
@@ -38,7 +38,7 @@ def reference(q: Heads, k: Heads, v: Heads, call: AttendCall) -> Heads:
     return (logits.softmax(-1) @ v.float()).to(q.dtype)
 
 
-def sdpa(q: Heads, k: Heads, v: Heads, call: AttendCall) -> Heads:
+def sdpa(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
     """torch's scaled_dot_product_attention, which picks a fused kernel for the device."""
     bias = None if call.key_bias is None else call.key_bias.to(q.dtype).expand(1, 1, q.shape[-2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)

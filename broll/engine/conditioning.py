@@ -96,7 +96,7 @@ def given_mask(frames: int, h: int, w: int, *, last: bool) -> Float[Tensor, "1 4
 
 
 def image_latents(
-    vae: VAE, first: Float[Tensor, "1 3 h w"], last: Float[Tensor, "1 3 h w"] | None, frames: int
+    vae: VAE, first: Float[Tensor, "1 3 _ _"], last: Float[Tensor, "1 3 _ _"] | None, frames: int
 ) -> Latent:
     """Latents of a clip that is black between the pictures, encoded as a stream: memory does not grow."""
 
@@ -112,7 +112,7 @@ def image_latents(
 
 
 def image_channels(
-    vae: VAE, first: Float[Tensor, "1 3 h w"], last: Float[Tensor, "1 3 h w"] | None, frames: int
+    vae: VAE, first: Float[Tensor, "1 3 _ _"], last: Float[Tensor, "1 3 _ _"] | None, frames: int
 ) -> Float[Tensor, "1 20 f h w"]:
     """y: mask and condition latents, concatenated to the noise at every step."""
     latents = image_latents(vae, first, last, frames)

@@ -1,6 +1,7 @@
 """The alphabet of shapes, and the arithmetic between pixels, latents and tokens.
 
-    b batch   c channel   f frame   h height   w width
+    b batch   c channel   f frame   h height   w width       of latents, or of any layer's input
+                          F frame   H height   W width       of pixels
     n video token   l text or image token   m model width   k head   d head width
 
 A latent frame stands for one pixel frame (the first) or four (each later one): f' = (f - 1) / 4 + 1.
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from broll.errors import UnsupportedShape
 
-Video = Float[Tensor, "b 3 f h w"]  # pixels in [-1, 1]
-Frames = Float[Tensor, "3 f h w"]  # pixels in [-1, 1] of one clip, or a part of it
+Video = Float[Tensor, "b 3 F H W"]  # pixels in [-1, 1]
+Frames = Float[Tensor, "3 F H W"]  # pixels in [-1, 1] of one clip, or a part of it
 Latent = Float[Tensor, "b c f h w"]  # normalised: about zero mean and unit deviation
 Tokens = Float[Tensor, "b n m"]
 TextTokens = Float[Tensor, "b l m"]
-Heads = Float[Tensor, "b k n d"]
+Heads = Float[Tensor, "b k n d"]  # of queries
+Keys = Float[Tensor, "b k l d"]  # of keys and values
 
 TEMPORAL_STRIDE = 4
 

@@ -28,9 +28,9 @@ from broll.engine import attention
 from broll.engine.attention import Attend, AttendCall, merge_heads, split_heads
 from broll.engine.config import TransformerConfig
 from broll.engine.rope import Rotary, rotary, rotate
-from broll.engine.shapes import Grid, Heads, Latent, TextTokens, Tokens, token_grid
+from broll.engine.shapes import Grid, Keys, Latent, TextTokens, Tokens, token_grid
 
-KeysValues = dict[nn.Module, tuple[Heads, Heads]]
+KeysValues = dict[nn.Module, tuple[Keys, Keys]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Context:
     rotary: Rotary
     text: TextTokens  # embedded
     dtype: torch.dtype  # of the Linears inside the blocks
-    image: TextTokens | None = None  # embedded CLIP tokens
+    image: Float[Tensor, "b i m"] | None = None  # embedded CLIP tokens
     text_bias: Float[Tensor, "l"] | None = None  # weight of collapsed padding, as a logit
     time: Float[Tensor, "b 6 m"] | None = None  # set anew for every step
     branch: str = "positive"
@@ -120,7 +120,7 @@ class CrossAttention(nn.Module):
 
     def _keys_values(
         self, to_k: nn.Module, norm: nn.Module, to_v: nn.Module, source: TextTokens, context: Context
-    ) -> tuple[Heads, Heads]:
+    ) -> tuple[Keys, Keys]:
         if context.memory is not None and to_k in context.memory:
             return context.memory[to_k]
         source = source.to(context.dtype)
@@ -229,7 +229,9 @@ class Transformer(nn.Module):
             branch=branch,
         )
 
-    def forward(self, x: Latent, t: Float[Tensor, "b"], context: Context, step: int = 0) -> Latent:
+    def forward(
+        self, x: Latent, t: Float[Tensor, "b"], context: Context, step: int = 0
+    ) -> Float[Tensor, "b o f h w"]:
         """Velocity at latent x [b, in_dim, f, h, w] and time t in 0..1000; [b, out_dim, f, h, w] in fp32."""
         e = self.time_embedding(time_features(t, self.config.freq_dim))
         time = self.time_projection(e).unflatten(1, (6, -1))

@@ -1,0 +1,1 @@
+"""The command line: it asks, shows and reports; the work is done below."""

@@ -1,0 +1,110 @@
+"""`broll`: the commands, and how each ends.
+
+    0 done   2 bad request   3 model files   4 not installed   5 output   6 memory   130 Ctrl-C   143 SIGTERM
+
+An error is one line on stderr, `broll: error [code]: message`; with --json also an object on stdout. Commands
+import what they need when they run, so that `broll --help` answers at once.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from broll import __version__
+from broll.cli import doctor, generate, inspect, models
+from broll.cli.output import one_line, say
+from broll.errors import BadOption, BrollError, MissingExtra, OutputError
+
+UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ENGINE = {"torch", "transformers", "tokenizers", "safetensors", "ftfy", "jaxtyping", "sentencepiece", "av"}
+
+app = typer.Typer(
+    help="Your own video generation service: text or an image in, a finished clip out.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+models_app = typer.Typer(help="Which models are here, and which can be had.", no_args_is_help=True)
+models_app.command("list")(models.list_models)
+app.add_typer(models_app, name="models")
+
+
+class OutOfMemory(BrollError):  # noqa: N818  as in broll.errors
+    """The memory does not suffice: choose a smaller --size, fewer --frames or a smaller --model."""
+
+    code = "out_of_memory"
+    exit_status = 6
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"broll {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Your own video generation service: text or an image in, a finished clip out."""
+
+
+def main() -> None:
+    """The program. It ends at once: taking torch apart would cost a second, and nothing is left to close."""
+    status = run(sys.argv[1:])
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and give its exit status."""
+    try:
+        return int(app(arguments, prog_name="broll", standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `broll inspect FILE | head`
+        return 0
+    except Exception as error:
+        known = translate(error)
+        if known is None:
+            raise
+        return report(known, as_json="--json" in arguments)
+
+
+def translate(error: Exception) -> BrollError | None:  # noqa: PLR0911  one line for each kind
+    """What a user can understand and act on; None for a defect of broll, which keeps its traceback."""
+    if isinstance(error, BrollError):
+        return error
+    if isinstance(error, UsageError):
+        return BadOption(getattr(error, "message", "") or "a command is missing: see broll --help")
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in ENGINE:
+        return MissingExtra(f'{error.name} is not installed; to get it: pip install "broll[engine]"')
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return OutOfMemory()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return OutputError(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+    if type(error).__name__ == "ValidationError" and "Settings" in str(error).splitlines()[0]:
+        return BadOption("a BROLL_ variable cannot be used: " + " ".join(str(error).splitlines()[1:3]))
+    return None
+
+
+def report(error: BrollError, *, as_json: bool) -> int:
+    message = one_line(str(error))
+    say(f"error [{error.code}]: {message}")
+    if as_json:
+        print(json.dumps({"error": {"code": error.code, "message": message}}))
+    return error.exit_status

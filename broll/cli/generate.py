@@ -1,0 +1,290 @@
+"""`broll generate`: say what will happen, do it, show how far it is, name the result.
+
+Ctrl-C and SIGTERM stop it within a second. What was denoised is then kept in OUT.snapshot, and the last line
+says how to go on.
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from broll.cli.output import duration, gigabytes, say
+from broll.cli.stop import Stop, Stopped, stoppable
+
+if TYPE_CHECKING:
+    from broll.cli.forecast import Forecast
+    from broll.cli.progress import Display
+    from broll.cli.request import Job, Options
+    from broll.engine.load import Parts
+    from broll.engine.sampler import Step
+    from broll.settings import Settings
+    from broll.wiring import Clip
+
+EXAMPLES = (
+    'broll generate "aerial drone shot slowly circling a lighthouse, golden hour"    '
+    "broll generate --like clip.mp4 --seed 7"
+)
+What, How, Where, Again = "What", "How", "Where it goes", "Again"
+
+
+def generate(  # noqa: PLR0917  typer reads the signature
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the clip shows and how the camera moves.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model's name, or its folder. Without it, the best one here.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, such as 832x480.", metavar="WxH")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length, to the nearest possible.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length in frames, 4k+1: 17, 33, 49, 81 ...")] = None,
+    negative: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
+    image: Annotated[Path | None, typer.Option(help="The picture to start from.")] = None,
+    last_image: Annotated[Path | None, typer.Option(help="The picture to end with.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed makes the same clip.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=How)] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.", rich_help_panel=How)
+    ] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="More steps at high noise, for motion.", rich_help_panel=How)
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="unipc, dpm++ or euler.", rich_help_panel=How)] = None,
+    preprocessing: Annotated[
+        str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A file or a folder. Without it, a new name here.", rich_help_panel=Where),
+    ] = None,
+    format: Annotated[  # noqa: A002  the option's name
+        str | None, typer.Option(help="mp4, webm or gif.", rich_help_panel=Where)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite --out.", rich_help_panel=Where)] = False,
+    poster: Annotated[
+        bool, typer.Option("--poster", help="Also one frame as a picture.", rich_help_panel=Where)
+    ] = False,
+    sheet: Annotated[
+        bool, typer.Option("--sheet", help="Also eight frames on a sheet.", rich_help_panel=Where)
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout.", rich_help_panel=Where)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only the result.", rich_help_panel=Where)
+    ] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on from this snapshot.", rich_help_panel=Again)
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Repeat this clip; other options change it.", rich_help_panel=Again)
+    ] = None,
+) -> None:
+    """Make a clip from a prompt."""
+    typed = locals()  # exactly the options, under the names of `Options`
+    from broll.cli.request import Options
+
+    with stoppable() as stop:
+        run(Options(**typed), stop)
+
+
+def run(options: "Options", stop: Stop) -> None:
+    begin = time.perf_counter()
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # what it warns of is checked, and said, by broll
+    from broll.cli.progress import display
+    from broll.settings import Settings
+
+    show = display(quiet=options.quiet)
+    try:
+        show.stage("starting")
+        job, parts, expected = ready(options, Settings(), stop, show)
+    except KeyboardInterrupt:
+        again = f"; {options.resume} is as it was" if options.resume else "; nothing was written"
+        raise Stopped(f"stopped before the first step{again}", stop.signum or signal.SIGINT) from None
+    finally:
+        show.close()
+    clip = follow(options, job, parts, expected, stop)
+    if job.resume:
+        with contextlib.suppress(OSError):
+            job.resume[0].unlink()
+    finish(options, job, clip, time.perf_counter() - begin)
+
+
+def ready(
+    options: "Options", settings: "Settings", stop: Stop, show: "Display"
+) -> "tuple[Job, Parts, Forecast]":
+    """The job, announced, and its model, loaded."""
+    from broll import wiring
+    from broll.cli.forecast import forecast
+    from broll.cli.request import prepare
+
+    job = prepare(options, settings)
+    stop.check()
+    expected = forecast(job.spec, job.config, settings)
+    if not options.quiet:
+        announce(job, expected)
+    if not expected.fits:
+        need, free = gigabytes(expected.estimate.memory_bytes), gigabytes(expected.free_bytes)
+        say(
+            f"warning: this needs about {need} of memory and {free} are free: "
+            "it will be very slow, or be stopped by the system"
+        )
+    for picture in job.pictures:
+        wiring.keep_picture(settings, picture)
+    show.stage(f"loading {job.model.name}")
+    parts = wiring.load(job.model, job.config)
+    stop.check()
+    return job, parts, expected
+
+
+def announce(job: "Job", expected: "Forecast") -> None:
+    spec = job.spec
+    assert spec.frames is not None
+    assert spec.fps is not None
+    say(
+        f"{spec.model}: {spec.width}x{spec.height}, {spec.frames} frames ({spec.frames / spec.fps:.1f} s), "
+        f"{spec.steps} steps, guidance {spec.guidance:g}, seed {spec.seed}"
+    )
+    seconds = expected.denoise_s + expected.decode_s
+    if job.resume:
+        done = job.resume[1].step.index + 1
+        seconds -= expected.denoise_s * done / (spec.steps or 1)
+        say(f"going on after step {done} of {spec.steps}")
+    how = "as seen here before" if expected.seen else "a guess; the first run tells"
+    memory = gigabytes(expected.estimate.memory_bytes)
+    say(f"expected: {duration(seconds)} ({how}), {memory} of memory -> {job.out}")
+
+
+def follow(options: "Options", job: "Job", parts: "Parts", expected: "Forecast", stop: Stop) -> "Clip":
+    """Run it under one display; when stopped, keep what was done."""
+    from broll import wiring
+    from broll.cli.progress import display
+
+    warn_of_other_conditions(job, parts)
+    snapshot = job.resume[1] if job.resume else None
+    show = display(quiet=options.quiet)
+    watch = Watch(job, expected, show)
+    events = wiring.make_clip(
+        job.spec, parts, job.out, format=job.format, pictures=job.pictures, resume=snapshot,
+        poster=job.poster, sheet=job.sheet,
+    )  # fmt: skip
+    try:
+        for event in events:
+            watch.saw(event)
+            stop.check()
+    except KeyboardInterrupt:
+        stop.saving = True
+        events.close()  # type: ignore[attr-defined]
+        show.close()
+        message = keep(options, job, parts, watch.step)
+        raise Stopped(message, stop.signum or signal.SIGINT) from None
+    finally:
+        show.close()
+    assert watch.clip is not None
+    watch.remember()
+    return watch.clip
+
+
+class Watch:
+    """What has happened so far, how fast, and so how long it will still take."""
+
+    def __init__(self, job: "Job", expected: "Forecast", show: "Display") -> None:
+        self.job, self.expected, self.show = job, expected, show
+        self.step: Step | None = None
+        self.clip: Clip | None = None
+        self.times = [time.perf_counter()]  # of the start and of each step
+        self.decoding_s = 0.0
+        show.stage("text, first step")
+
+    def saw(self, event: Any) -> None:
+        from broll.engine.pipeline import Frames
+        from broll.wiring import Clip
+
+        if isinstance(event, Clip):
+            self.clip = event
+        elif isinstance(event, Frames):
+            self._frames(event.first + event.frames.shape[1])
+        else:
+            self._step(event)
+
+    def _step(self, step: "Step") -> None:
+        steps = self.job.spec.steps or 1
+        if self.step is None:
+            self.show.stage("denoise", steps)
+        self.step = step
+        self.times.append(time.perf_counter())
+        left = (steps - step.index - 1) * self.step_s() + self.expected.decode_s
+        self.show.at(step.index + 1, left)
+
+    def _frames(self, done: int) -> None:
+        frames = self.job.spec.frames or 1
+        if self.decoding_s == 0:
+            self.show.stage("decode", frames)
+        self.decoding_s = time.perf_counter() - self.times[-1]
+        self.show.at(done, self.decoding_s / done * (frames - done))
+
+    def step_s(self) -> float:
+        """Mean seconds of a step; the first one also reads the prompt, and counts only if it is alone."""
+        times = self.times[1:] if len(self.times) > 2 else self.times
+        return (times[-1] - times[0]) / (len(times) - 1)
+
+    def remember(self) -> None:
+        from broll.cli.forecast import remember
+        from broll.settings import Settings
+
+        if len(self.times) > 2:
+            denoise_s = self.step_s() * (self.job.spec.steps or 1)
+            remember(Settings(), self.job.config.name, self.expected.estimate, denoise_s, self.decoding_s)
+
+
+def warn_of_other_conditions(job: "Job", parts: "Parts") -> None:
+    from broll import wiring
+    from broll.engine.snapshot import conditions
+
+    if job.resume:
+        differ = wiring.differences(job.resume[1].conditions, conditions(parts))
+        if differ:
+            say(f"warning: begun under other conditions ({', '.join(differ)}): the clip may differ a little")
+
+
+def keep(options: "Options", job: "Job", parts: "Parts", step: "Step | None") -> str:
+    """Save the last step beside the output, and say how to go on."""
+    from broll import wiring
+
+    if step is None:
+        again = f"; continue with: broll generate --resume {shlex.quote(str(options.resume))}"
+        return "stopped before the first step" + (again if options.resume else "; nothing was written")
+    path = job.out.with_name(job.out.name + ".snapshot")
+    wiring.save_snapshot(path, job.spec, parts, step)
+    command = f"broll generate --resume {shlex.quote(str(path))}"
+    if options.model and Path(options.model).expanduser().is_dir():
+        command += f" --model {shlex.quote(options.model)}"
+    return f"stopped after step {step.index + 1} of {job.spec.steps}; continue with: {command}"
+
+
+def finish(options: "Options", job: "Job", clip: "Clip", seconds: float) -> None:
+    record = clip.record
+    result = {
+        "file": str(clip.path),
+        "seed": record.spec.seed,
+        "seconds": round(seconds, 2),
+        "latents_sha256": record.latents_sha256,
+        "resumed_elsewhere": record.resumed_elsewhere,
+        "spec": record.spec.model_dump(exclude_none=True),
+    }
+    result |= {name: str(path) for name, path in (("poster", job.poster), ("sheet", job.sheet)) if path}
+    if options.as_json:
+        print(json.dumps(result))
+        return
+    print(f"{clip.path}  seed {record.spec.seed}  {seconds:.1f} s")
+    for path in (job.poster, job.sheet):
+        if path is not None:
+            print(path)

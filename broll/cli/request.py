@@ -1,0 +1,261 @@
+"""What was typed, made into a job that can run: every refusal happens here, before any weight is read.
+
+    options -> (--like FILE: its spec underneath) -> model -> pictures -> resolved spec -> where it is written
+
+What is cheap to refuse is refused first; torch is not imported for a bad prompt.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broll import wiring
+from broll.cli.output import say
+from broll.engine.config import FPS, ModelConfig, Task
+from broll.errors import BadOption, BadPrompt, OutputError
+from broll.settings import Settings
+from broll.spec import VideoSpec, parse
+
+if TYPE_CHECKING:
+    from broll.engine.snapshot import Snapshot
+
+# Options that are fields of the spec, under the spec's names.
+PLAIN = {
+    "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
+    "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """`broll generate`, as typed."""
+
+    prompt: str | None = None
+    model: str | None = None
+    size: str | None = None
+    seconds: float | None = None
+    frames: int | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    shift: float | None = None
+    sampler: str | None = None
+    seed: int | None = None
+    negative: str | None = None
+    image: Path | None = None
+    last_image: Path | None = None
+    preprocessing: str | None = None
+    out: Path | None = None
+    format: str | None = None
+    force: bool = False
+    poster: bool = False
+    sheet: bool = False
+    resume: Path | None = None
+    like: Path | None = None
+    as_json: bool = False
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that `wiring.make_clip` needs but the weights."""
+
+    model: wiring.Installed
+    config: ModelConfig
+    spec: VideoSpec  # resolved
+    pictures: tuple[wiring.Picture, ...]
+    out: Path
+    format: str
+    poster: Path | None
+    sheet: Path | None
+    resume: "tuple[Path, Snapshot] | None" = None
+
+
+def prepare(options: Options, settings: Settings) -> Job:
+    check_together(options)
+    if options.out is not None and not options.out.is_dir():
+        check_place(options.out, options)
+    return continued(options, settings) if options.resume else fresh(options, settings)
+
+
+def check_together(options: Options) -> None:
+    """Options that exclude or need each other."""
+    if options.seconds is not None and options.frames is not None:
+        raise BadOption("--seconds and --frames say the same thing: give one of them")
+    if options.last_image and not options.image:
+        raise BadOption("--last-image needs a first picture: give --image too")
+    if options.resume is None:
+        return
+    free = {"resume", "model", "out", "format", "force", "poster", "sheet", "as_json", "quiet"}
+    for field in fields(options):
+        if field.name not in free and getattr(options, field.name) is not None:
+            name = "the prompt" if field.name == "prompt" else "--" + field.name.replace("_", "-")
+            raise BadOption(f"--resume goes on with the clip that was begun; {name} cannot be changed now")
+
+
+def fresh(options: Options, settings: Settings) -> Job:
+    liked = wiring.read_record(options.like) if options.like else None
+    given: dict[str, Any] = liked.spec.model_dump() if liked else {}
+    given |= {
+        field: getattr(options, name) for name, field in PLAIN.items() if getattr(options, name) is not None
+    }
+    given |= size_of(options.size) | frames_of(options)
+    if "prompt" not in given:
+        raise BadPrompt('there is no prompt: broll generate "what the clip shows and how the camera moves"')
+    name = options.model or given.get("model")
+    parse(**given | {"model": "best" if name is None else name})
+
+    pictures = pictures_of(options, liked.spec if liked else None, settings)
+    given |= {field: picture.artifact for field, picture in pictures.items()}
+    model = wiring.find(settings, name) if name is not None else wiring.best(settings, task_of(pictures))
+    spec = parse(**given | {"model": model.name})
+    job = complete(options, settings, model, spec, tuple(pictures.values()))
+    if liked:
+        warn_of_other_weights(liked, job)
+    return job
+
+
+def continued(options: Options, settings: Settings) -> Job:
+    assert options.resume
+    snapshot = wiring.read_snapshot(options.resume)
+    spec = snapshot.spec
+    model = replace(wiring.find(settings, options.model or spec.model), name=spec.model)
+    wiring.check_snapshot(options.resume, snapshot, wiring.describe(model))
+    artifacts = [artifact for artifact in (spec.image, spec.last_image) if artifact]
+    pictures = tuple(wiring.kept_picture(settings, artifact) for artifact in artifacts)
+    job = complete(options, settings, model, spec, pictures)
+    return replace(job, resume=(options.resume, snapshot))
+
+
+def complete(
+    options: Options,
+    settings: Settings,
+    model: wiring.Installed,
+    spec: VideoSpec,
+    pictures: tuple[wiring.Picture, ...],
+) -> Job:
+    """Fill in the model's defaults and choose the place of the result."""
+    from broll.engine import pipeline
+
+    wiring.use_threads(settings)
+    config = wiring.describe(model)
+    spec = pipeline.resolve(spec, config, image_aspect=pictures[0].image if pictures else None)
+    out = place(options, spec)
+    form = check_place(out, options)
+    poster, sheet = beside(out)
+    return Job(
+        model,
+        config,
+        spec,
+        pictures,
+        out,
+        form,
+        poster if options.poster else None,
+        sheet if options.sheet else None,
+    )
+
+
+def task_of(pictures: dict[str, wiring.Picture]) -> Task:
+    if "last_image" in pictures:
+        return "flf2v"
+    return "i2v" if "image" in pictures else "t2v"
+
+
+def pictures_of(options: Options, liked: VideoSpec | None, settings: Settings) -> dict[str, wiring.Picture]:
+    """The pictures given, or those of the clip to repeat."""
+    found = {}
+    for name in ("image", "last_image"):
+        path, artifact = getattr(options, name), getattr(liked, name, None)
+        if path is not None:
+            found[name] = wiring.read_picture(path)
+        elif artifact is not None:
+            found[name] = wiring.kept_picture(settings, artifact)
+    return found
+
+
+def warn_of_other_weights(liked: wiring.Record, job: Job) -> None:
+    if liked.weights and liked.weights != dict(wiring.digests(job.model.folder)):
+        say(f"warning: that clip was made with other weights than the {job.model.name} here; it will differ")
+
+
+def size_of(text: str | None) -> dict[str, int]:
+    if text is None:
+        return {}
+    match = re.fullmatch(r"([0-9]{1,5})[xX×*]([0-9]{1,5})", text.strip())
+    if match is None:
+        raise BadOption(f"--size is {text!r}; it must be WIDTHxHEIGHT, such as 832x480")
+    return {"width": int(match[1]), "height": int(match[2])}
+
+
+def frames_of(options: Options) -> dict[str, int]:
+    """--frames as it is; --seconds to the nearest 4k + 1 frames."""
+    if options.frames is not None:
+        return {"frames": options.frames}
+    if options.seconds is None:
+        return {}
+    if not 0 < options.seconds <= 600:
+        raise BadOption(f"--seconds is {options.seconds}; it must be above 0 and at most 600")
+    frames = 4 * round((options.seconds * FPS - 1) / 4) + 1
+    if abs(frames - options.seconds * FPS) > 1:
+        say(
+            f"{options.seconds:g} s is not a length the model makes; "
+            f"the nearest is {frames} frames, {frames / FPS:.2f} s"
+        )
+    return {"frames": max(1, frames)}
+
+
+# --- where the result goes --------------------------------------------------------------------------------
+
+
+def slug(prompt: str) -> str:
+    """The first words of a prompt, as a name for a file."""
+    words, name = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).lower()), ""
+    for word in words:
+        if len(f"{name}-{word}".encode()) > 48:
+            break
+        name = f"{name}-{word}" if name else word
+    return name or "clip"
+
+
+def place(options: Options, spec: VideoSpec) -> Path:
+    """--out as given; else a name that says what it is and that nothing has yet."""
+    folder, out = Path(), options.out
+    if out is not None and not out.is_dir():
+        return out
+    if out is not None:
+        folder = out
+    elif options.resume and options.resume.suffix == ".snapshot":
+        folder = options.resume.parent
+        begun = options.resume.with_suffix("")
+        if options.format in (None, begun.suffix[1:].lower()):
+            return unused(folder, begun.stem, begun.suffix)
+    return unused(folder, f"{slug(spec.prompt)}-{spec.seed}", f".{options.format or 'mp4'}")
+
+
+def unused(folder: Path, stem: str, suffix: str) -> Path:
+    number, name = 1, stem
+    while any(path.exists() for path in (folder / f"{name}{suffix}", *beside(folder / f"{name}{suffix}"))):
+        number += 1
+        name = f"{stem}-{number}"
+    return folder / f"{name}{suffix}"
+
+
+def beside(out: Path) -> tuple[Path, Path]:
+    """Where the poster and the contact sheet go."""
+    return out.with_name(f"{out.stem}.poster.png"), out.with_name(f"{out.stem}.sheet.png")
+
+
+def check_place(out: Path, options: Options) -> str:
+    """The format; refuses what cannot be written, and what is there already."""
+    from broll.media.video_file import check_output
+
+    chosen = check_output(out, options.format)
+    asked = [
+        out,
+        *(path for path, on in zip(beside(out), (options.poster, options.sheet), strict=True) if on),
+    ]
+    for path in asked:
+        if path.exists() and not options.force:
+            raise OutputError(f"{path} is there already; --force overwrites it")
+    return chosen
