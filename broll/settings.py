@@ -1,8 +1,8 @@
 """The only reader of the environment.
 
-    BROLL_MODELS     folder with model checkpoints, one folder each      ~/.cache/broll/models
-    BROLL_DATA       folder for pictures and snapshots                   ~/.local/share/broll
-    BROLL_THREADS    CPU threads; 0 leaves it to torch
+BROLL_MODELS     folder with model checkpoints, one folder each      ~/.cache/broll/models
+BROLL_DATA       folder for pictures and snapshots                   ~/.local/share/broll
+BROLL_THREADS    CPU threads; 0 leaves it to torch
 """
 
 from pathlib import Path

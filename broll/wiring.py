@@ -1,19 +1,15 @@
 """What fits together: a name to a folder to a loaded model, and a spec to a finished clip.
 
-    find -> describe -> pipeline.resolve -> load -> make_clip
+    catalog.find -> describe -> pipeline.resolve -> load -> make_clip
 
-The only file that knows everything. A model is looked for in `settings.models / NAME`, or under the last part
-of its repository's name; any other checkpoint there is a model too, and nano comes with the distribution
-broll-nano. torch, transformers and av are imported by the functions that need them: what only reads names
-answers at once.
+The only file that knows everything. torch, transformers and av are imported by the functions that need them:
+what only reads names answers at once.
 """
 # ruff: noqa: PLC0415
 
 import contextlib
 import hashlib
-import importlib.util
 import io
-import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,17 +19,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broll import __version__
-from broll.engine.config import PUBLISHED, ModelConfig, Task
+from broll import __version__, catalog
+from broll.catalog import Installed, device
+from broll.engine.config import ModelConfig
 from broll.errors import (
     BadCheckpoint,
     BadImage,
     BadOption,
     BadSnapshot,
     BrollError,
-    ModelMissing,
     OutputError,
-    UnknownModel,
 )
 from broll.settings import Settings
 from broll.spec import Artifact, VideoSpec
@@ -47,151 +42,12 @@ if TYPE_CHECKING:
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
-NANO = "nano"
-BEST: dict[str, tuple[str, ...]] = {
-    "t2v": (
-        "wan2.1-t2v-1.3b",
-        NANO,
-    ),  # 14b goes before them where there is a GPU, and last where there is none
-    "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"),
-    "flf2v": ("wan2.1-flf2v-14b",),
-}
-LARGEST = "wan2.1-t2v-14b"
 WEIGHTS = {".safetensors", ".pth", ".pt"}
 WHOLE_FILE = 200_000_000  # bytes; above it a digest looks at the ends only
 MAX_PICTURE = 200_000_000  # bytes of a picture's file
 
 
-# --- models -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A checkpoint on this machine, known by its small files."""
-
-    name: str
-    folder: Path
-    task: Task | None  # None: its files do not say
-
-
-def published_name(text: str) -> str | None:
-    """The registry's name for `wan2.1-t2v-1.3b`, `Wan2.1-T2V-1.3B`, `Wan2.1-T2V-1.3B-Diffusers`, `nano`."""
-    text = text.lower()
-    for name, model in PUBLISHED.items():
-        repository = model.source.split("/")[-1].lower()
-        if text in (name, repository, f"{repository}-diffusers"):
-            return name
-    return NANO if text == NANO else None
-
-
-def read_numbers(folder: Path) -> dict[str, Any] | None:
-    """The transformer's config.json; None if this folder is no checkpoint of WAN."""
-    diffusers = (folder / "model_index.json").is_file()
-    try:
-        numbers = json.loads((folder / ("transformer" if diffusers else "") / "config.json").read_text())
-    except (OSError, ValueError):
-        return {} if diffusers else None
-    if not isinstance(numbers, dict):
-        return None
-    return numbers if diffusers or numbers.get("model_type") in ("t2v", "i2v", "flf2v") else None
-
-
-def task_of(numbers: dict[str, Any]) -> Task | None:
-    if "num_attention_heads" not in numbers:
-        return numbers.get("model_type")
-    if numbers.get("image_dim") is None:
-        return "t2v"
-    return "flf2v" if numbers.get("pos_embed_seq_len") else "i2v"
-
-
-def embedded_nano() -> Path | None:
-    """The folder of broll-nano, if it is installed and holds weights."""
-    if importlib.util.find_spec("broll_nano") is None:
-        return None
-    folder = Path(importlib.import_module("broll_nano").FOLDER)
-    return folder if read_numbers(folder) is not None else None
-
-
-def installed(settings: Settings) -> dict[str, Installed]:
-    """Every model on this machine, by name."""
-    try:
-        folders = sorted(path for path in settings.models.iterdir() if path.is_dir())
-    except OSError:
-        folders = []
-    found: dict[str, Installed] = {}
-    for folder in folders:
-        numbers = read_numbers(folder)
-        if numbers is not None:
-            name = published_name(folder.name) or folder.name
-            found.setdefault(name, Installed(name, folder, task_of(numbers)))
-    nano = embedded_nano()
-    if nano is not None:
-        found.setdefault(NANO, Installed(NANO, nano, "t2v"))
-    return found
-
-
-def how_to_get(name: str, settings: Settings) -> str:
-    if name == NANO:
-        return 'pip install "broll[nano]"'
-    return f"hf download {PUBLISHED[name].source} --local-dir {settings.models / name}"
-
-
-def find(settings: Settings, wanted: str) -> Installed:
-    """The model of this name, or in this folder."""
-    here = installed(settings)
-    name = published_name(wanted) or wanted
-    if name in here:
-        return here[name]
-    with contextlib.suppress(OSError, ValueError):  # a name too long for the file system, or with a NUL
-        folder = Path(wanted).expanduser()
-        if folder.is_dir() and published_name(wanted) is None:
-            return at(folder)
-    if name == NANO or name in PUBLISHED:
-        raise ModelMissing(f"{name} is not on this machine; to get it: {how_to_get(name, settings)}")
-    known = ", ".join(sorted({NANO, *PUBLISHED, *here}))
-    raise UnknownModel(
-        f"there is no model {wanted!r}; possible are {known}, or the path of a checkpoint's folder"
-    )
-
-
-def at(folder: Path) -> Installed:
-    """The checkpoint in a folder that the user named."""
-    numbers = read_numbers(folder)
-    if numbers is None:
-        raise BadCheckpoint(
-            f"{folder} holds no checkpoint of WAN 2.1: neither model_index.json nor its config.json"
-        )
-    own = folder.resolve().name
-    return Installed(published_name(own) or own, folder, task_of(numbers))
-
-
-def best(settings: Settings, task: Task) -> Installed:
-    """The best model present for a task."""
-    here = {name: model for name, model in installed(settings).items() if model.task == task}
-    order = [name for name in BEST[task] if name in here]
-    order += [name for name in here if name not in order and name != LARGEST]
-    if LARGEST in here:
-        order.insert(0 if device().type == "cuda" else len(order), LARGEST)
-    if order:
-        return here[order[0]]
-    kind = {"t2v": "text-to-video", "i2v": "image-to-video", "flf2v": "first-last-frame"}[task]
-    name = NANO if task == "t2v" else BEST[task][0]
-    raise ModelMissing(
-        f"there is no {kind} model on this machine; to get {name}: {how_to_get(name, settings)}"
-    )
-
-
-def size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 # --- loading ----------------------------------------------------------------------------------------------
-
-
-def device() -> "torch.device":
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def describe(model: Installed) -> ModelConfig:
@@ -421,6 +277,23 @@ def make_clip(
     assert record is not None
     stills.write(poster, sheet, spec.prompt)
     yield Clip(out, record)
+
+
+def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: Any) -> Clip:
+    """From words to a file in one call; `fields` are those of VideoSpec. The best model here, if none is named."""
+    from broll.engine import pipeline
+    from broll.media.video_file import check_output
+    from broll.spec import parse
+
+    settings, path = Settings(), Path(out)
+    format = check_output(path)
+    use_threads(settings)
+    found = catalog.find(settings, model) if model else catalog.best(settings, "t2v")
+    config = describe(found)
+    spec = pipeline.resolve(parse(model=found.name, prompt=prompt, **fields), config)
+    *_, made = make_clip(spec, load(found, config), path, format=format)
+    assert isinstance(made, Clip)
+    return made
 
 
 def to_rgb(event: "Frames") -> Any:

@@ -76,9 +76,7 @@ def _progress(camera: str, speed: str, frames: int) -> torch.Tensor:
     return torch.linspace(-0.5, 0.5, frames) * SPEEDS[speed]
 
 
-def path(
-    rig: Rig, camera: str, speed: str, move: str, frames: int, width: int
-) -> dict[str, torch.Tensor]:
+def path(rig: Rig, camera: str, speed: str, move: str, frames: int, width: int) -> dict[str, torch.Tensor]:
     """Poses x, y, z, yaw, pitch (radians) and focal (pixels), each [F] on the CPU."""
     s = _progress(camera, speed, frames)
     zero = torch.zeros(frames)

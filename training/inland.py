@@ -121,9 +121,7 @@ def forest(canvas: Canvas, rng: random.Random) -> None:
     )
     far = waves(rng, 22, 3)
     hazy = mix(lit(leaf), bright, 0.62)
-    ridge(
-        canvas, 75, 40, lambda x: 13 + 14 * far(x), mix(hazy, bright, 0.25), mix(hazy, bright, 0.75)
-    )
+    ridge(canvas, 75, 40, lambda x: 13 + 14 * far(x), mix(hazy, bright, 0.25), mix(hazy, bright, 0.75))
     bark = mix((0.30, 0.20, 0.15), (0.24, 0.22, 0.22), rng.random())
     for z, gap in ((46.0, 8.0), (30.0, 6.6), (20.0, 5.8), (13.0, 5.2), (8.5, 5.0)):
         salt = rng.random() * 9
@@ -161,9 +159,7 @@ def _shafts(canvas: Canvas, rng: random.Random) -> None:
     if patch is None:
         return
     x = patch.x + skew * patch.y
-    band = (0.5 + 0.3 * (x * 0.55 + phase).sin() + 0.3 * (x * 1.0 + phase * 2).sin() - 0.25).clamp(
-        0, 1
-    )
+    band = (0.5 + 0.3 * (x * 0.55 + phase).sin() + 0.3 * (x * 1.0 + phase * 2).sin() - 0.25).clamp(0, 1)
     fade = (patch.y * 0.14 + 0.1).clamp(0, 1)
     strength = 0.55 * canvas.light.glow
     canvas.glow(patch, band * fade * strength, canvas.light.sun)
@@ -210,9 +206,7 @@ def product(canvas: Canvas, rng: random.Random) -> None:
         panels = folds(patch.x)
         warm = torch.exp(((patch.x - side * -1.3) ** 2 + (patch.y - 1.6) ** 2) * -0.35)
         share = step(panels - 0.5, 0.30) * 0.6 + 0.4 * step(patch.y.sin(), 0.8)
-        canvas.blend(
-            patch, torch.ones_like(share), backdrop, mix(backdrop, light.zenith, 0.55), share
-        )
+        canvas.blend(patch, torch.ones_like(share), backdrop, mix(backdrop, light.zenith, 0.55), share)
         canvas.glow(patch, warm * (0.75 if night else 0.30), LAMP if night else light.sun)
     wood = rng.choice(((0.62, 0.44, 0.30), (0.80, 0.76, 0.70), (0.42, 0.30, 0.24)))
     lamp = LAMP if night else light.sun
@@ -227,14 +221,10 @@ def product(canvas: Canvas, rng: random.Random) -> None:
         lambda x, z: 0.62 + 0.38 * step(grain(x) - 0.5, 0.5),
         3.7,
     )
-    _object(
-        canvas, rng, kind, tuple(min(1.0, c * shine) for c in mix(lit(hue), hue, 0.15)), side, lamp
-    )
+    _object(canvas, rng, kind, tuple(min(1.0, c * shine) for c in mix(lit(hue), hue, 0.15)), side, lamp)
 
 
-def _object(
-    canvas: Canvas, rng: random.Random, kind: str, colour: RGB, side: int, lamp: RGB
-) -> None:
+def _object(canvas: Canvas, rng: random.Random, kind: str, colour: RGB, side: int, lamp: RGB) -> None:
     """A bottle, vase, ball or jar, its contact shadow, and marks that turn with it."""
     z, view = 2.05, canvas.view
     sun = math.pi - side * 0.9
@@ -245,8 +235,7 @@ def _object(
         s = (y / high).clamp(0, 1)
         if kind == "bottle":
             return wide * (
-                1
-                - 0.66 * ((s - 0.58) * 5).clamp(0, 1) ** 2 * (3 - 2 * ((s - 0.58) * 5).clamp(0, 1))
+                1 - 0.66 * ((s - 0.58) * 5).clamp(0, 1) ** 2 * (3 - 2 * ((s - 0.58) * 5).clamp(0, 1))
             )
         if kind == "vase":
             return wide * (0.64 + 0.36 * (s * 4.4 + 0.1).sin())
@@ -262,9 +251,7 @@ def _object(
     soft = torch.exp(((along - 0.28) ** 2 / 0.14 + across**2 / (wide * wide * 1.3)) * -1)
     contact = torch.exp((gx**2 + gz**2) * (-1.2 / wide**2))
     full = Patch(slice(None), slice(None), gx, gz, t, 1.0, t)
-    canvas.blend(
-        full, (0.5 * soft + 0.35 * contact).clamp(max=0.75) * (view.dy < 0), (0.03, 0.03, 0.06)
-    )
+    canvas.blend(full, (0.5 * soft + 0.35 * contact).clamp(max=0.75) * (view.dy < 0), (0.03, 0.03, 0.06))
     label, stripe = (
         rng.choice(((0.97, 0.95, 0.90), (0.10, 0.12, 0.16), (0.95, 0.80, 0.35))),
         rng.uniform(0, TAU),

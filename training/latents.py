@@ -40,7 +40,7 @@ def encode_all(numbers: dict[str, Any], device: str = "cpu") -> None:
 
 
 def load_all(folder: Path) -> tuple[list[int], Tensor]:
-    """Indices of the clips and their latents [clips, 16, f, h, w], normalised, fp16."""
+    """Indices of the clips and their latents [clips, c, f, h, w], normalised, fp16."""
     indices = sorted(int(p.stem) for p in (folder / "latents").glob("*.pt"))
     return indices, torch.stack([torch.load(path(folder, i), weights_only=True) for i in indices])
 

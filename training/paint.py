@@ -109,8 +109,7 @@ class Canvas:
         grey = sum(colour) / 3
         lamp = self.light.ambient
         tinted = [
-            max(0.0, grey + (c - grey) * self.light.saturation) * a
-            for c, a in zip(colour, lamp, strict=True)
+            max(0.0, grey + (c - grey) * self.light.saturation) * a for c, a in zip(colour, lamp, strict=True)
         ]
         return mix((tinted[0], tinted[1], tinted[2]), self.light.haze, 1 - math.exp(-depth / reach))
 
@@ -177,9 +176,7 @@ class Canvas:
         first = int(v.min().clamp(-9, view.size[0] + 9)) - 2
         bottom = view.size[0]
         if self.floor is not None:
-            _, v, _ = view.project(
-                x, torch.tensor(-STRETCH * top * (self.floor > 0)), torch.tensor(z)
-            )
+            _, v, _ = view.project(x, torch.tensor(-STRETCH * top * (self.floor > 0)), torch.tensor(z))
             bottom = min(bottom, int(v.max().clamp(0, bottom)) + 3)
         rows = slice(max(first, 0), bottom)
         if rows.start >= rows.stop:
@@ -313,9 +310,7 @@ def tint_water(canvas: Canvas, deep: RGB) -> None:
     canvas.blend(everywhere, share.clamp(0, 0.8), canvas.lit(deep))
 
 
-def ground(
-    canvas: Canvas, near: RGB, far: RGB, reach: float, pattern: Callable, edge: float = 1e9
-) -> None:
+def ground(canvas: Canvas, near: RGB, far: RGB, reach: float, pattern: Callable, edge: float = 1e9) -> None:
     """The plane y = 0 as far as z = edge: near fades to far, `pattern(x, z)` in 0..1 picks near."""
     view = canvas.view
     t = canvas.eye / (-view.dy).clamp(min=1e-3)

@@ -172,9 +172,7 @@ def beam(canvas: Canvas, x: float, y: float, z: float, turn: float) -> None:
     canvas.glow(patch, strength, (1.0, 0.93, 0.70))
 
 
-def sailboat(
-    canvas: Canvas, x: float, z: float, size: float, sail: RGB, hull: RGB, phase: float
-) -> None:
+def sailboat(canvas: Canvas, x: float, z: float, size: float, sail: RGB, hull: RGB, phase: float) -> None:
     """Two triangular sails over a dark hull, rocking a little."""
     patch = canvas.board(x, z, size * 0.6, 0.0, size * 1.1)
     if patch is None:

@@ -20,7 +20,7 @@ def recipe(path: str | Path | None = None) -> dict[str, Any]:
 
 
 def work_folder(numbers: dict[str, Any]) -> Path:
-    folder = ROOT / numbers["work"]
+    folder = ROOT / numbers["work"]  # an absolute path in the recipe stays what it is
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -47,9 +47,7 @@ def train_tokenizer(numbers: dict[str, Any], captions: int = 30_000) -> PreTrain
     )
     tokenizer.train_from_iterator((caption(sample(rng), rng) for _ in range(captions)), trainer)
     end = tokenizer.token_to_id(END)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, end)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -92,9 +90,7 @@ def train(numbers: dict[str, Any]) -> None:
         batch = tokenizer([caption(s, rng) for s in scenes], padding=True, return_tensors="pt")
         ids, mask = batch["input_ids"], batch["attention_mask"]
         hidden = (torch.rand(ids.shape) < 0.1) & mask.bool()
-        features = model(
-            input_ids=ids.masked_fill(hidden, hidden_id), attention_mask=mask
-        ).last_hidden_state
+        features = model(input_ids=ids.masked_fill(hidden, hidden_id), attention_mask=mask).last_hidden_state
         mean = (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         losses = [F.cross_entropy(h(mean), y) for h, y in zip(heads.labels, targets(scenes), strict=True)]
         losses.append(0.3 * F.cross_entropy(heads.words(features[hidden]), ids[hidden]))

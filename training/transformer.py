@@ -23,13 +23,17 @@ from broll.engine.text_encoder import TextEncoder
 from broll.engine.transformer import Transformer
 from training import latents, run, text
 from training.captions import caption
+from training.muon import Muon
 from training.render import scene
 
 
 def config(numbers: dict[str, Any]) -> TransformerConfig:
     keys = ("dim", "ffn_dim", "num_heads", "num_layers")
     sizes = {key: numbers["transformer"][key] for key in keys}
-    return TransformerConfig(**sizes, text_dim=numbers["text"]["d_model"])
+    channels = numbers["vae"]["z_dim"]
+    return TransformerConfig(
+        **sizes, in_dim=channels, out_dim=channels, text_dim=numbers["text"]["d_model"]
+    )
 
 
 @torch.no_grad()
@@ -46,7 +50,7 @@ def noise_levels(count: int, shift: float) -> Tensor:
 
 
 def loss(model: Transformer, x0: Tensor, prompt: Text, sigma: Tensor) -> Tensor:
-    """Mean squared error of the velocity. x0 [b, 16, f, h, w], sigma [b]."""
+    """Mean squared error of the velocity. x0 [b, c, f, h, w], sigma [b]."""
     noise = torch.randn_like(x0)
     level = sigma[:, None, None, None, None]
     x = (1 - level) * x0 + level * noise
@@ -64,21 +68,27 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
     encoder.model.to(device)
     model = Transformer(config(numbers)).to(device)
     torch.nn.init.zeros_(model.head.head.weight)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=own["lr"], betas=(0.9, 0.98), weight_decay=0.01, fused=True
-    )
+    inside = [p for p in model.blocks.parameters() if p.dim() == 2]
+    ids = {id(p) for p in inside}
+    outside = [p for p in model.parameters() if id(p) not in ids]
+    optimizers = [
+        Muon(inside, own["lr_muon"]),
+        torch.optim.AdamW(outside, own["lr"], (0.9, 0.98), fused=True),
+    ]
+    rates = [own["lr_muon"], own["lr"]]
     average = run.MovingAverage(model, own["ema"])
     state = run.load(folder / "transformer.pt") or {"step": 0, "spent": 0.0, "clips": 0}
     if "model" in state:
         torch.seed()
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         average.values, average.updates = state["average"], state["step"]
     log, clock = run.Log(folder / "transformer.jsonl"), run.Clock(own["minutes"], state["spent"])
     seen, losses = state["clips"], []
 
     def checkpoint(step: int) -> None:
-        weights = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        weights = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
         progress = {"average": average.values, "step": step, "spent": clock.spent, "clips": seen}
         run.save(folder / "transformer.pt", weights | progress)
 
@@ -89,21 +99,19 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
         frames = rng.choices(own["latent_frames"], own["weights"])[0]
         tokens = frames * data.shape[3] * data.shape[4] // 4
         picked = [rng.randrange(len(indices)) for _ in range(max(1, own["tokens"] // tokens))]
-        captions = [
-            "" if rng.random() < own["drop_text"] else caption(scenes[i], rng) for i in picked
-        ]
+        captions = ["" if rng.random() < own["drop_text"] else caption(scenes[i], rng) for i in picked]
         x0 = data[picked, :, :frames].float().to(device)
         sigma = noise_levels(len(picked), own["shift"]).to(device)
         value = loss(model, x0, encode_text(encoder, captions), sigma)
-        for group in optimizer.param_groups:
-            group["lr"] = own["lr"] * clock.rate(step, warmup=300)
         value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        torch.nn.utils.clip_grad_norm_(outside, 1.0)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * clock.rate(step)
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
         average.update(model)
         seen += len(picked)
-        losses.append(float(value))
+        losses.append(float(value.detach()))
         if step % 50 == 0:
             mean = sum(losses) / len(losses)
             log(step=step, minutes=clock.spent, seen=seen, clips=len(indices), loss=mean)

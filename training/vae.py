@@ -11,6 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +19,14 @@ from broll.engine.config import VAEConfig
 from broll.engine.vae import VAE, Downsample, FrameAttention, ResidualBlock, Upsample
 from training import run
 from training.muon import Muon
-from training.render import load_clip, to_float
+from training.render import clip_path, load_clip, to_float
 
 
 def config(numbers: dict[str, Any], **statistics: tuple[float, ...]) -> VAEConfig:
-    keys = ("base_dim", "decoder_base_dim", "num_res_blocks", "patch_size")
-    return VAEConfig(**{key: numbers["vae"][key] for key in keys}, **statistics)
+    own = numbers["vae"]
+    keys = ("base_dim", "decoder_base_dim", "z_dim", "num_res_blocks", "patch_size")
+    lists = {key: tuple(own[key]) for key in ("dim_mult", "temporal_downsample")}
+    return VAEConfig(**{key: own[key] for key in keys}, **lists, **statistics)
 
 
 def rendered(folder: Path) -> list[int]:
@@ -33,7 +36,9 @@ def rendered(folder: Path) -> list[int]:
 def random_crop(folder: Path, indices: list[int], frames: int, side: int, rng: random.Random) -> Tensor:
     """[3, f, side, side] in [-1, 1], at a random place and time, mirrored half of the time."""
     index = rng.choice(indices)
-    whole = load_clip(folder, index, slice(start := rng.randrange(0, 81 - frames + 1), start + frames))
+    length = np.load(clip_path(folder, index), mmap_mode="r").shape[0]
+    begin = rng.randrange(length - frames + 1)
+    whole = load_clip(folder, index, slice(begin, begin + frames))
     top, left = rng.randrange(whole.shape[2] - side + 1), rng.randrange(whole.shape[3] - side + 1)
     crop = to_float(whole[..., top : top + side, left : left + side])
     if rng.random() < 0.5:
@@ -169,7 +174,13 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
         errors.append(float(error))
         if step % 50 == 0:
             psnr = -10 * torch.tensor(errors).div(4).mean().log10()
-            log(step=step, minutes=clock.spent, loss=float(value.detach()), psnr=float(psnr), clips=len(indices))
+            log(
+                step=step,
+                minutes=clock.spent,
+                loss=float(value.detach()),
+                psnr=float(psnr),
+                clips=len(indices),
+            )
             errors.clear()
         if step % 500 == 499:
             checkpoint(folder, model, optimizers, average, step + 1, clock)
@@ -179,9 +190,7 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
 
 def checkpoint(folder: Path, model: VAE, optimizers: Any, average: Any, step: int, clock: run.Clock) -> None:
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    run.save(
-        folder / "vae.pt", state | {"average": average.values, "step": step, "spent": clock.spent}
-    )
+    run.save(folder / "vae.pt", state | {"average": average.values, "step": step, "spent": clock.spent})
 
 
 @torch.no_grad()

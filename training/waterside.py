@@ -133,9 +133,7 @@ def _snow(canvas: Canvas, z: float, top: float, profile: Callable, shade: Callab
 def _fir(canvas: Canvas, x: float, z: float, size: float, dark: RGB, pale: RGB) -> None:
     def radius(y: torch.Tensor) -> torch.Tensor:
         rise = (y - 0.8) / size
-        return (size * 0.24 * (1 - rise) * (1.1 - 0.35 * torch.frac(rise.clamp(min=0) * 3))).clamp(
-            min=0
-        )
+        return (size * 0.24 * (1 - rise) * (1.1 - 0.35 * torch.frac(rise.clamp(min=0) * 3))).clamp(min=0)
 
     round_body(canvas, x, z, 0.8, size + 0.8, radius, (pale, dark), 2.2)
 
@@ -152,9 +150,7 @@ def lighthouse(canvas: Canvas, rng: random.Random) -> None:
             canvas,
             z,
             top * 1.3,
-            lambda x, s=shape, t=top, k=slope: (
-                t * (1.5 * s(x) - 0.35 + 0.35 * (x * k).clamp(-1, 1))
-            ),
+            lambda x, s=shape, t=top, k=slope: t * (1.5 * s(x) - 0.35 + 0.35 * (x * k).clamp(-1, 1)),
             lit(earth, z, 170),
             lit(mix(earth, (0.1, 0.1, 0.1), 0.4), z, 170),
         )
@@ -173,9 +169,7 @@ def lighthouse(canvas: Canvas, rng: random.Random) -> None:
     )
     turn = rng.uniform(0, TAU)
     mound(canvas, 0, z, rng.uniform(7.5, 9.5), rng.uniform(2.6, 3.4), pale, dark, rng)
-    paint = rng.choice(
-        ((0.80, 0.13, 0.12), (0.80, 0.13, 0.12), (0.12, 0.25, 0.52), (0.12, 0.12, 0.14))
-    )
+    paint = rng.choice(((0.80, 0.13, 0.12), (0.80, 0.13, 0.12), (0.12, 0.25, 0.52), (0.12, 0.12, 0.14)))
     count = rng.choice((4, 5, 6))
     base, top = 1.9, 1.9 + high
 
@@ -183,15 +177,13 @@ def lighthouse(canvas: Canvas, rng: random.Random) -> None:
         return 1.45 - 0.62 * (y - base) / high
 
     def bands(y: torch.Tensor, normal: torch.Tensor, pixel: torch.Tensor):
-        return step(
-            ((y - base) * (TAU / 2 / high * count)).sin() * (high / count / 3.1), pixel
-        ), lit(paint, 5)
+        return step(((y - base) * (TAU / 2 / high * count)).sin() * (high / count / 3.1), pixel), lit(
+            paint, 5
+        )
 
     lift = 0.10 if night else 0.0
     white = mix(lit((1.0, 0.97, 0.93)), (1, 1, 1), lift + 0.06)
-    round_body(
-        canvas, 0, z, base, top, radius, (white, mix(white, lit((0.2, 0.22, 0.3)), 0.7)), 2.2, bands
-    )
+    round_body(canvas, 0, z, base, top, radius, (white, mix(white, lit((0.2, 0.22, 0.3)), 0.7)), 2.2, bands)
     iron = lit(mix(paint, (0.05, 0.05, 0.06), 0.6), 5)
     round_body(canvas, 0, z, top, top + 0.35, lambda y: y * 0 + 1.25, (iron, iron), 2.2)
     glass = (1.0, 0.93, 0.65) if night else mix(LAMP, lit((0.8, 0.9, 1.0)), 0.5)
@@ -242,8 +234,7 @@ def sea(canvas: Canvas, rng: random.Random) -> None:
             lit((0.24, 0.28, 0.30), z, 200),
         )
     boats = [
-        (rng.uniform(-0.5, 0.5), rng.uniform(20, 48), rng.uniform(0, TAU))
-        for _ in range(rng.randint(2, 4))
+        (rng.uniform(-0.5, 0.5), rng.uniform(20, 48), rng.uniform(0, TAU)) for _ in range(rng.randint(2, 4))
     ]
     things = [(z, side * z, phase, True) for side, z, phase in boats]
     things += [(z, rng.uniform(-0.75, 0.75) * z, 0.0, False) for z in (34.0, 24.0, 15.0, 15.0)]

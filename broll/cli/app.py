@@ -39,7 +39,7 @@ models_app.command("list")(models.list_models)
 app.add_typer(models_app, name="models")
 
 
-class OutOfMemory(BrollError):  # noqa: N818  as in broll.errors
+class OutOfMemory(BrollError):
     """The memory does not suffice: choose a smaller --size, fewer --frames or a smaller --model."""
 
     code = "out_of_memory"

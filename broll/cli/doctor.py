@@ -97,16 +97,16 @@ def memory_checks(settings: "Settings") -> Iterator[Check]:
 
 
 def weights_check(settings: "Settings") -> Check:
-    from broll import wiring
+    from broll import catalog
 
-    here = wiring.installed(settings)
+    here = catalog.installed(settings)
     if here:
         return Check("weights", "ok", ", ".join(here))
     return Check(
         "weights",
         "fail",
         "no model is here",
-        f"{wiring.how_to_get('nano', settings)}, or see broll models list",
+        f"{catalog.how_to_get('nano', settings)}, or see broll models list",
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broll import wiring
+from broll import catalog, wiring
 from broll.engine.config import ModelConfig
 from broll.errors import OutputError
 from broll.settings import Settings
@@ -43,7 +43,7 @@ def forecast(spec: VideoSpec, config: ModelConfig, settings: Settings) -> Foreca
 
     from broll.engine import estimate as engine
 
-    where = wiring.device()
+    where = catalog.device()
     linears = wiring.precision(config, where).linears
     cost = engine.estimate(spec, config, linears=linears)
     seen = rates(settings).get(config.name)

@@ -34,7 +34,7 @@ EXAMPLES = (
 What, How, Where, Again = "What", "How", "Where it goes", "Again"
 
 
-def generate(  # noqa: PLR0917  typer reads the signature
+def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What the clip shows and how the camera moves.")
     ] = None,
@@ -56,6 +56,9 @@ def generate(  # noqa: PLR0917  typer reads the signature
         float | None, typer.Option(help="More steps at high noise, for motion.", rich_help_panel=How)
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="unipc, dpm++ or euler.", rich_help_panel=How)] = None,
+    grid: Annotated[
+        str | None, typer.Option(help="Noise levels: official or diffusers.", rich_help_panel=How)
+    ] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
     ] = None,

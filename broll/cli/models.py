@@ -17,21 +17,21 @@ DOES = {
 
 def rows() -> list[dict[str, Any]]:
     """Every model known, present ones first."""
-    from broll import wiring
+    from broll import catalog
     from broll.engine.config import PUBLISHED
     from broll.settings import Settings
 
     settings = Settings()
-    here = wiring.installed(settings)
+    here = catalog.installed(settings)
     table: list[dict[str, Any]] = []
     for model in here.values():
-        size = wiring.size_bytes(model.folder)
+        size = catalog.size_bytes(model.folder)
         row = {"name": model.name, "here": True, "does": DOES[model.task], "path": str(model.folder)}
         table.append(row | {"size_bytes": size})
-    if wiring.NANO not in here:
-        get = wiring.how_to_get(wiring.NANO, settings)
+    if catalog.NANO not in here:
+        get = catalog.how_to_get(catalog.NANO, settings)
         row = {
-            "name": wiring.NANO,
+            "name": catalog.NANO,
             "here": False,
             "does": DOES["t2v"],
             "source": "broll-nano",
@@ -47,7 +47,7 @@ def rows() -> list[dict[str, Any]]:
             "license": known.license,
             "memory_gb": memory_gb(known.parameters),
         }
-        table.append(row | {"get": wiring.how_to_get(name, settings)})
+        table.append(row | {"get": catalog.how_to_get(name, settings)})
     return table
 
 

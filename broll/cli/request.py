@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import wiring
+from broll import catalog, wiring
 from broll.cli.output import say
 from broll.engine.config import FPS, ModelConfig, Task
 from broll.errors import BadOption, BadPrompt, OutputError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Options that are fields of the spec, under the spec's names.
 PLAIN = {
     "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
-    "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing",
+    "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class Options:
     negative: str | None = None
     image: Path | None = None
     last_image: Path | None = None
+    grid: str | None = None
     preprocessing: str | None = None
     out: Path | None = None
     format: str | None = None
@@ -61,7 +62,7 @@ class Options:
 class Job:
     """Everything that `wiring.make_clip` needs but the weights."""
 
-    model: wiring.Installed
+    model: catalog.Installed
     config: ModelConfig
     spec: VideoSpec  # resolved
     pictures: tuple[wiring.Picture, ...]
@@ -108,7 +109,7 @@ def fresh(options: Options, settings: Settings) -> Job:
 
     pictures = pictures_of(options, liked.spec if liked else None, settings)
     given |= {field: picture.artifact for field, picture in pictures.items()}
-    model = wiring.find(settings, name) if name is not None else wiring.best(settings, task_of(pictures))
+    model = catalog.find(settings, name) if name is not None else catalog.best(settings, task_of(pictures))
     spec = parse(**given | {"model": model.name})
     job = complete(options, settings, model, spec, tuple(pictures.values()))
     if liked:
@@ -120,7 +121,7 @@ def continued(options: Options, settings: Settings) -> Job:
     assert options.resume
     snapshot = wiring.read_snapshot(options.resume)
     spec = snapshot.spec
-    model = replace(wiring.find(settings, options.model or spec.model), name=spec.model)
+    model = replace(catalog.find(settings, options.model or spec.model), name=spec.model)
     wiring.check_snapshot(options.resume, snapshot, wiring.describe(model))
     artifacts = [artifact for artifact in (spec.image, spec.last_image) if artifact]
     pictures = tuple(wiring.kept_picture(settings, artifact) for artifact in artifacts)
@@ -131,7 +132,7 @@ def continued(options: Options, settings: Settings) -> Job:
 def complete(
     options: Options,
     settings: Settings,
-    model: wiring.Installed,
+    model: catalog.Installed,
     spec: VideoSpec,
     pictures: tuple[wiring.Picture, ...],
 ) -> Job:
@@ -140,7 +141,7 @@ def complete(
 
     wiring.use_threads(settings)
     config = wiring.describe(model)
-    spec = pipeline.resolve(spec, config, image_aspect=pictures[0].image if pictures else None)
+    spec = pipeline.resolve(spec, config, picture=pictures[0].image if pictures else None)
     out = place(options, spec)
     form = check_place(out, options)
     poster, sheet = beside(out)

@@ -15,7 +15,7 @@ from broll.errors import BrollError
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stopped(BrollError):  # noqa: N818  as in broll.errors
+class Stopped(BrollError):
     """Stopped."""
 
     code = "stopped"

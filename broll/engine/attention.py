@@ -27,6 +27,8 @@ class AttendCall:
     step: int = 0
 
 
+BLOCK_ELEMENTS = 1 << 22  # logits that `blocked` holds at once: 16 MB in fp32
+
 Attend = Callable[[Heads, Keys, Keys, AttendCall], Heads]
 
 
@@ -39,12 +41,30 @@ def reference(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
 
 
 def sdpa(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
-    """torch's scaled_dot_product_attention, which picks a fused kernel for the device."""
+    """Torch's scaled_dot_product_attention, which picks a fused kernel for the device."""
     bias = None if call.key_bias is None else call.key_bias.to(q.dtype).expand(1, 1, q.shape[-2], -1)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
-BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "reference": reference}
+def blocked(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
+    """Plain matrix products over blocks of queries, softmax in fp32: for CPUs, in bf16.
+
+    torch's fused CPU kernel runs bf16 attention at a quarter of the rate of a matrix product; this one holds
+    one block of logits at a time, so memory stays linear in n (benchmarks/engine.py shows both).
+    """
+    rows = max(64, BLOCK_ELEMENTS // (k.shape[1] * k.shape[2]))
+    keys, scale = k.transpose(-1, -2), q.shape[-1] ** -0.5
+    out = torch.empty_like(q)
+    for start in range(0, q.shape[2], rows):
+        part = slice(start, start + rows)
+        logits = (q[:, :, part] * scale) @ keys
+        if call.key_bias is not None:
+            logits = logits + call.key_bias
+        out[:, :, part] = logits.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    return out
+
+
+BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "blocked": blocked, "reference": reference}
 
 
 def split_heads(x: Float[Tensor, "b n m"], heads: int) -> Heads:

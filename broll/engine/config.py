@@ -1,6 +1,6 @@
 """The published numbers, frozen.
 
-    WAN 2.1       https://github.com/Wan-Video/Wan2.1 (wan/configs)   https://arxiv.org/abs/2503.20314
+WAN 2.1       https://github.com/Wan-Video/Wan2.1 (wan/configs)   https://arxiv.org/abs/2503.20314
 """
 
 from dataclasses import dataclass, field

@@ -82,7 +82,9 @@ def estimate(
     low = linears.itemsize
     weights = transformer * low + vae * 4 + text * low
     # fp32 residual, its normed copy, q, k, v and the widest feed-forward activation of one block
-    activations = tokens * (2 * 4 * config.transformer.dim + low * (4 * config.transformer.dim + 2 * config.transformer.ffn_dim))
+    activations = tokens * (
+        2 * 4 * config.transformer.dim + low * (4 * config.transformer.dim + 2 * config.transformer.ffn_dim)
+    )
     # the widest level of the decoder: four frames, in, out and two remembered, fp32
     widest = max((config.vae.decoder_base_dim or config.vae.base_dim), 3 * config.vae.patch_size**2)
     area = spec.width * spec.height // config.vae.patch_size**2

@@ -36,9 +36,7 @@ def clip_vision(config: ImageConfig) -> CLIPVisionModel:
     ).eval()
 
 
-def preprocess(
-    image: Image.Image, side: int, how: Preprocessing = "official"
-) -> Float[Tensor, "1 3 s s"]:
+def preprocess(image: Image.Image, side: int, how: Preprocessing = "official") -> Float[Tensor, "1 3 s s"]:
     if how == "diffusers":
         scale = side / min(image.size)
         size = (int(image.width * scale), int(image.height * scale))
@@ -46,9 +44,7 @@ def preprocess(
         left, top = (image.width - side) // 2, (image.height - side) // 2
         scaled = pixels(image.crop((left, top, left + side, top + side))).float() / 255
     else:
-        scaled = F.interpolate(
-            pixels(image).float() / 127.5 - 1, size=(side, side), mode="bicubic"
-        )
+        scaled = F.interpolate(pixels(image).float() / 127.5 - 1, size=(side, side), mode="bicubic")
         scaled = scaled * 0.5 + 0.5
     mean, std = torch.tensor([MEAN, STD])[:, None, :, None, None]
     return (scaled - mean) / std

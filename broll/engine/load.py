@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from broll.engine import weights
+from broll.engine import attention, packed, weights
 from broll.engine.config import (
     PUBLISHED,
     Defaults,
@@ -59,7 +59,9 @@ DIFFUSERS: dict[str, tuple[str, Callable[[str], str]]] = {
     "image_encoder": ("model", lambda name: name.removeprefix("vision_model.")),
 }
 # The official file also holds CLIP's text tower and its projections, which WAN does not use.
-CLIP_NEEDS = re.compile(r"(visual\.(?!head)|vision_model\.|embeddings\.|encoder\.|pre_layrnorm|post_layernorm)")
+CLIP_NEEDS = re.compile(
+    r"(visual\.(?!head)|vision_model\.|embeddings\.|encoder\.|pre_layrnorm|post_layernorm)"
+)
 
 
 @dataclass(frozen=True)
@@ -239,10 +241,11 @@ def load(
         assign(folder, "image_encoder", image, lambda name: precision.image)
         # Not in any checkpoint, so it is still on the meta device.
         image.embeddings.position_ids = torch.arange(image.embeddings.num_positions)[None]
+    transformer = for_cpu(transformer) if device.type == "cpu" else transformer.to(device)
     return Parts(
         config=config,
         text=TextEncoder(text.to(device), tokenizer(folder), config.transformer.text_len),
-        transformer=transformer.to(device).eval(),
+        transformer=transformer.eval(),
         vae=vae.to(device).eval(),
         image=None if image is None else ImageEncoder(image.to(device)),
         device=device,
@@ -250,9 +253,15 @@ def load(
     )
 
 
-def assign(
-    folder: Path, component: str, module: nn.Module, dtype: Callable[[str], torch.dtype]
-) -> None:
+def for_cpu(model: Transformer) -> Transformer:
+    """A bf16 model on a CPU gets packed Linears and attention by matrix products; fp32 stays plain."""
+    if model.compute_dtype == torch.bfloat16:
+        for block in packed.pack(model).blocks:
+            block.self_attn.attend = block.cross_attn.attend = attention.blocked
+    return model
+
+
+def assign(folder: Path, component: str, module: nn.Module, dtype: Callable[[str], torch.dtype]) -> None:
     """Fill one component from the folder, whichever layout it has."""
     if layout(folder) == "original":
         path, to_module = ORIGINAL[component]

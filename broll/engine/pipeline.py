@@ -23,6 +23,7 @@ from broll.engine.load import Parts
 from broll.engine.sampler import SAMPLERS, Step
 from broll.engine.schedule import schedule
 from broll.engine.shapes import Grid, Latent
+from broll.engine.text_encoder import clean
 from broll.errors import BadOption, BadPrompt, UnsupportedShape, WrongTask
 from broll.spec import VideoSpec
 
@@ -38,14 +39,14 @@ class Frames:
     frames: shapes.Frames
 
 
-def resolve(spec: VideoSpec, config: ModelConfig, *, image_aspect: Image.Image | None = None) -> VideoSpec:
+def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None = None) -> VideoSpec:
     """Fill in the model's defaults, draw a seed, and refuse what the model cannot do.
 
     With a picture and no size, the clip keeps the picture's aspect at the model's own area.
     """
     defaults = config.defaults
     _check_task(spec, config)
-    width, height = _size(spec, config, image_aspect)
+    width, height = _size(spec, config, picture)
     full = VideoSpec.model_validate(
         spec.model_dump()
         | {
@@ -70,8 +71,6 @@ def resolve(spec: VideoSpec, config: ModelConfig, *, image_aspect: Image.Image |
         raise UnsupportedShape(
             f"{width}x{height} is too large: {config.name} was trained at {w}x{h} and makes at most twice that area"
         )
-    if full.sampler == "euler" and full.grid is None:  # pragma: no cover - resolve always sets a grid
-        raise BadOption("euler needs a grid")
     return full
 
 
@@ -129,9 +128,10 @@ def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning
 def check_prompt(spec: VideoSpec, parts: Parts) -> None:
     """Refuse a prompt that the text encoder would cut off."""
     limit = parts.config.transformer.text_len
-    count = len(parts.text.tokenizer(spec.prompt)["input_ids"])
-    if count > limit:
-        raise BadPrompt(f"the prompt has {count} tokens; {parts.config.name} reads at most {limit}")
+    for name, prompt in (("prompt", spec.prompt), ("negative prompt", spec.negative_prompt or "")):
+        count = len(parts.text.tokenizer(clean(prompt))["input_ids"])
+        if count > limit:
+            raise BadPrompt(f"the {name} has {count} tokens; {parts.config.name} reads at most {limit}")
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """A latent as a small picture, without the autoencoder: one linear map from its channels to RGB.
 
-The map comes with the model: 16 rows of RGB weights and a last row, the bias. nano's is a least-squares fit over its
+The map comes with the model: a row of RGB weights for each channel and a last row, the bias. nano's is a least-squares fit over its
 training clips (training/export.py).
 """
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from broll.engine.shapes import Latent
 
-# Fitted by the ComfyUI project (comfy/latent_formats.py, Wan21) to WAN 2.1's latents.
+# For WAN 2.1's latents; the same weights stand in stable-diffusion.cpp (MIT) and ComfyUI.
 WAN = (
     (-0.1299, -0.1692, 0.2932), (0.0671, 0.0406, 0.0442), (0.3568, 0.2548, 0.1747), (0.0372, 0.2344, 0.1420),
     (0.0313, 0.0189, -0.0328), (0.0296, -0.0956, -0.0665), (-0.3477, -0.4059, -0.2925), (0.0166, 0.1902, 0.1975),
@@ -20,9 +20,7 @@ WAN = (
 )  # fmt: skip
 
 
-def preview(
-    latent: Latent, factors: tuple[tuple[float, ...], ...] | None = None
-) -> UInt8[Tensor, "f h w 3"]:
+def preview(latent: Latent, factors: tuple[tuple[float, ...], ...] | None = None) -> UInt8[Tensor, "f h w 3"]:
     """Every latent frame of the first clip as an RGB picture at latent size."""
     table = torch.tensor(factors or WAN, device=latent.device)
     rgb = torch.einsum("cfhw,cr->fhwr", latent[0].float(), table[:-1]) + table[-1]

@@ -37,7 +37,7 @@ Sampler = Callable[[Velocity, Latent, Schedule, Step | None], Iterator[Step]]
 
 
 def log_snr(sigma: float) -> float:
-    """lambda = log((1 - sigma) / sigma), with its limits."""
+    """Lambda = log((1 - sigma) / sigma), with its limits."""
     if sigma <= 0:
         return math.inf
     return -math.inf if sigma >= 1 else math.log((1 - sigma) / sigma)

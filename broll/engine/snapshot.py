@@ -4,6 +4,7 @@ One safetensors file: x, x0 and the sampler's history as tensors; spec, step and
 beside its place and renamed, so that a kill leaves the old one or the new one.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -36,7 +37,7 @@ def conditions(parts: Parts) -> Conditions:
     kernel = parts.transformer.blocks[0].self_attn.attend.__name__
     device = parts.device.type
     return {
-        "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else platform.processor(),
+        "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else processor(),
         "machine": platform.machine(),
         "torch": torch.__version__,
         "broll": __version__,
@@ -46,6 +47,15 @@ def conditions(parts: Parts) -> Conditions:
         "attention": kernel,
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
     }
+
+
+def processor() -> str:
+    """The CPU's name and the instruction set that torch uses on it."""
+    name = platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}".strip()
 
 
 def save(path: Path, snapshot: Snapshot) -> None:

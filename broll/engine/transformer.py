@@ -246,7 +246,7 @@ class Transformer(nn.Module):
         return tokens
 
     def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Grid) -> Latent:
-        """b (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"""
+        """B (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"""
         x = x.unflatten(2, (*self.config.patch_size, -1))
         x = x.unflatten(1, (grid.frames, grid.height, grid.width))
         return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)

@@ -269,7 +269,7 @@ class VAE(nn.Module):
 
 
 def frames_to_batch(x: Tensor) -> Tensor:
-    """b c f h w -> (b f) c h w"""
+    """B c f h w -> (b f) c h w"""
     return x.transpose(1, 2).flatten(0, 1)
 
 
@@ -279,12 +279,12 @@ def batch_to_frames(x: Tensor, batch: int) -> Tensor:
 
 
 def space_to_channels(x: Tensor, patch: int) -> Tensor:
-    """b c f (h q) (w r) -> b (c r q) f h w, diffusers' order of the patch's pixels."""
+    """B c f (h q) (w r) -> b (c r q) f h w, diffusers' order of the patch's pixels."""
     x = x.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # b c f h q w r
     return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
 
 
 def channels_to_space(x: Tensor, patch: int) -> Tensor:
-    """b (c r q) f h w -> b c f (h q) (w r)"""
+    """B (c r q) f h w -> b c f (h q) (w r)"""
     x = x.unflatten(1, (-1, patch, patch))  # b c r q f h w
     return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)

@@ -285,7 +285,7 @@ class VideoWriter:
         """Append [f, h, w, 3]. What is written does not depend on how the clip is cut into calls."""
         assert self._file is not None, "write() belongs inside the with block"
         assert frames.dtype == np.uint8, frames.dtype
-        assert frames.ndim == 4 and frames.shape[1:] == self._size, (frames.shape, self._size)  # noqa: PT018
+        assert frames.ndim == 4 and frames.shape[1:] == self._size, (frames.shape, self._size)
         try:
             for picture in frames:
                 self._file.add(np.ascontiguousarray(picture))

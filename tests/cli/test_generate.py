@@ -122,14 +122,14 @@ def test_the_second_forecast_is_from_what_was_seen(broll):
 
 def begin(out):
     """A snapshot after the first step, as Ctrl-C leaves it: `wiring` without the command line."""
-    from broll import wiring
+    from broll import catalog, wiring
     from broll.engine import pipeline
     from broll.settings import Settings
     from broll.spec import parse
 
     settings = Settings()
     wiring.use_threads(settings)
-    model = wiring.find(settings, "tiny")
+    model = catalog.find(settings, "tiny")
     config = wiring.describe(model)
     spec = pipeline.resolve(parse(model="tiny", prompt="a lake", seed=3), config)
     parts = wiring.load(model, config)
@@ -194,12 +194,12 @@ def test_models_list_says_what_is_here_and_how_to_get_the_rest(broll, tiny_model
 
 @pytest.mark.parametrize("name", ["Wan2.1-T2V-1.3B", "wan2.1-t2v-1.3b-diffusers", "WAN2.1-T2V-1.3B"])
 def test_a_published_model_is_found_under_its_repositorys_name(tmp_path, name):
-    from broll import wiring
+    from broll import catalog
     from broll.settings import Settings
 
     (tmp_path / name).mkdir()
     (tmp_path / name / "model_index.json").write_text("{}")
-    found = wiring.find(Settings(models=tmp_path, data=tmp_path), "wan2.1-t2v-1.3b")
+    found = catalog.find(Settings(models=tmp_path, data=tmp_path), "wan2.1-t2v-1.3b")
     assert found.folder == tmp_path / name
 
 
@@ -213,10 +213,10 @@ def test_doctor_says_what_works(broll):
 
 
 def test_doctor_fails_where_nothing_can_be_generated(broll, tmp_path, monkeypatch):
-    from broll import wiring
+    from broll import catalog
 
     monkeypatch.setenv("BROLL_MODELS", str(tmp_path / "none"))
-    if wiring.embedded_nano() is None:
+    if catalog.embedded_nano() is None:
         ran = broll("doctor")
         assert ran.status == 1
         assert 'pip install "broll[nano]"' in ran.out

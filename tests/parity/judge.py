@@ -21,6 +21,12 @@ TINY_VAE = VAEConfig(base_dim=8, decoder_base_dim=12)
 PATCHED_VAE = VAEConfig(base_dim=8, decoder_base_dim=12, num_res_blocks=1, patch_size=2)
 
 
+NANO_VAE = VAEConfig(
+    base_dim=8, decoder_base_dim=12, z_dim=6, dim_mult=(1, 2, 2), num_res_blocks=1, patch_size=4,
+    temporal_downsample=(True, True), latents_mean=(0.1,) * 6, latents_std=(1.5,) * 6,
+)  # fmt: skip
+
+
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Relative error in the 2-norm; NaN anywhere is a failure, not a zero."""
     assert ours.shape == theirs.shape
@@ -63,6 +69,11 @@ def autoencoders(config: VAEConfig) -> tuple[VAE, AutoencoderKLWan]:
         base_dim=config.base_dim,
         decoder_base_dim=config.decoder_base_dim,
         num_res_blocks=config.num_res_blocks,
+        z_dim=config.z_dim,
+        dim_mult=list(config.dim_mult),
+        temperal_downsample=list(config.temporal_downsample),
+        latents_mean=list(config.latents_mean),
+        latents_std=list(config.latents_std),
         patch_size=None if config.patch_size == 1 else config.patch_size,
         in_channels=3 * config.patch_size**2,
         out_channels=3 * config.patch_size**2,

@@ -1,12 +1,12 @@
 """CLIP's view of a picture, against transformers' own module and image processor."""
 
 import torch
-from tests.parity.judge import LIMIT, relative, shake
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from broll.engine.config import ImageConfig
 from broll.engine.image_encoder import ImageEncoder, clip_vision, preprocess
+from tests.parity.judge import LIMIT, relative, shake
 
 TINY = ImageConfig(hidden_size=40, intermediate_size=64, num_layers=4, num_heads=4, image_size=56)
 

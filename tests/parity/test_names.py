@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from tests.parity.official_names import clip_names, t5_names, vae_names
 
 from broll.engine import weights
 from broll.engine.config import PUBLISHED, ImageConfig, TextConfig, VAEConfig
@@ -13,6 +12,7 @@ from broll.engine.image_encoder import clip_vision
 from broll.engine.text_encoder import umt5
 from broll.engine.transformer import Transformer
 from broll.engine.vae import VAE
+from tests.parity.official_names import clip_names, t5_names, vae_names
 
 
 def on_meta(build):
@@ -65,6 +65,6 @@ def test_umt5_names_map_from_the_official_ones():
 
 
 def test_clip_names_map_from_the_official_ones():
-    tensors = {name: torch.Tensor for name in clip_names()}
+    tensors = dict.fromkeys(clip_names(), torch.Tensor)
     mapped = {weights.rename(n, weights.CLIP_FROM_OFFICIAL) for n in weights.split_qkv(tensors)}
     assert mapped == set(on_meta(lambda: clip_vision(ImageConfig())).state_dict())

@@ -11,7 +11,6 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from tests.parity.judge import LIMIT, relative
 from PIL import Image
 from transformers import CLIPVisionModel, PreTrainedTokenizerFast, UMT5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -20,6 +19,7 @@ from broll.engine import pipeline
 from broll.engine.load import load
 from broll.engine.pipeline import Frames
 from broll.spec import Artifact, parse
+from tests.parity.judge import LIMIT, relative
 
 PROMPT = "slow camera pan across a mountain lake at sunset"
 SIDE = 28  # of the tiny CLIP

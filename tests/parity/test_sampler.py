@@ -8,10 +8,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from tests.parity.judge import LIMIT, relative
 
 from broll.engine.sampler import SAMPLERS
 from broll.engine.schedule import schedule
+from tests.parity.judge import LIMIT, relative
 
 THEIRS = {"unipc": UniPCMultistepScheduler, "dpm++": DPMSolverMultistepScheduler}
 MIX = torch.randn(6, 6, generator=torch.Generator().manual_seed(0)) * 0.5

@@ -1,12 +1,12 @@
 """umT5 on the real tokens only, against transformers' own module on 512 padded ones."""
 
 import torch
-from tests.checkpoints import tokenizer
-from tests.parity.judge import LIMIT, relative, shake
 from transformers import UMT5Config, UMT5EncoderModel
 
 from broll.engine.config import TextConfig
 from broll.engine.text_encoder import TextEncoder, umt5
+from tests.checkpoints import tokenizer
+from tests.parity.judge import LIMIT, relative, shake
 
 TINY = TextConfig(vocab_size=300, d_model=64, d_kv=16, d_ff=96, num_layers=3, num_heads=4)
 

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from tests.parity.judge import LIMIT, TASKS, relative, transformers
 
 from broll.engine import attention, conditioning
 from broll.engine.shapes import Grid
 from broll.engine.transformer import Transformer, set_precision
+from tests.parity.judge import LIMIT, TASKS, relative, transformers
 
 GRID = Grid(3, 8, 12)
 TIME = torch.tensor([749.0])
@@ -20,7 +20,9 @@ def inputs(config):
     x = torch.randn(1, config.in_dim, 3, 8, 12, generator=generator)
     text = torch.randn(1, REAL_TOKENS, config.text_dim, generator=generator)
     tokens = config.image_positions or 17
-    image = None if config.image_dim is None else torch.randn(1, tokens, config.image_dim, generator=generator)
+    image = (
+        None if config.image_dim is None else torch.randn(1, tokens, config.image_dim, generator=generator)
+    )
     return x, text, image
 
 

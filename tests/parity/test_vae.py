@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from tests.parity.judge import LIMIT, PATCHED_VAE, TINY_VAE, autoencoders, relative
 
-CONFIGS = {"wan": TINY_VAE, "patched": PATCHED_VAE}
+from tests.parity.judge import LIMIT, NANO_VAE, PATCHED_VAE, TINY_VAE, autoencoders, relative
+
+CONFIGS = {"wan": TINY_VAE, "patched": PATCHED_VAE, "nano": NANO_VAE}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -20,7 +21,7 @@ def test_encode_equals_diffusers(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_decode_equals_diffusers(name):
     ours, theirs = autoencoders(CONFIGS[name])
-    z = torch.randn(1, 16, 5, 4, 6)
+    z = torch.randn(1, CONFIGS[name].z_dim, 5, 4, 6)
     mean, std = ours._statistics()
     with torch.no_grad():
         assert relative(ours.decode(z), theirs.decode(z * std + mean).sample) < LIMIT

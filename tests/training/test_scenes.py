@@ -85,9 +85,7 @@ def test_night_is_darkest_and_golden_hour_is_warmest_in_every_scene() -> None:
             for light in LIGHTS
         }
         assert min(LIGHTS, key=lambda light: float(mean[light].mean())) == "night"
-        assert (
-            max(LIGHTS, key=lambda light: float(mean[light][0] - mean[light][2])) == "golden hour"
-        )
+        assert max(LIGHTS, key=lambda light: float(mean[light][0] - mean[light][2])) == "golden hour"
 
 
 def test_samples_allow_each_camera_only_where_it_shows() -> None:

@@ -1,0 +1,66 @@
+"""nano's default clip, from the command line to the file: `python benchmarks/nano.py [--json FILE]`.
+
+Time and peak memory of fresh `broll generate` processes (5 s, 81 frames, default settings), beside diffusers'
+WanPipeline on the same weights with the same steps, size and guidance, also in a fresh process. Medians.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PROMPT = "aerial drone shot slowly circling a lighthouse on rocky coast, ocean waves below, golden hour"
+DIFFUSERS = """
+import sys, torch, broll_nano
+from diffusers import WanPipeline
+pipe = WanPipeline.from_pretrained(broll_nano.FOLDER, torch_dtype=torch.float32, local_files_only=True)
+pipe.set_progress_bar_config(disable=True)
+frames = pipe(prompt=sys.argv[1], negative_prompt="", num_frames=81, width=160, height=96,
+              num_inference_steps=25, guidance_scale=4.0).frames[0]
+assert len(frames) == 81
+"""
+
+
+def run(command: list[str]) -> tuple[float, int]:
+    """Seconds and peak resident bytes of one process."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{command[:4]} failed")
+    return time.perf_counter() - begin, usage.ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--runs", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "clip.mp4")
+        commands = {
+            "broll generate": [sys.executable, "-m", "broll", "generate", PROMPT, "--model", "nano",
+                               "--seed", "1", "--out", out, "--force", "--quiet"],
+            "diffusers, no file": [sys.executable, "-c", DIFFUSERS, PROMPT],
+        }  # fmt: skip
+        found: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
+        for _ in range(args.runs):
+            for name, command in commands.items():
+                found[name].append(run(command))
+    rows = {
+        name: {"seconds": sorted(t for t, _ in runs)[len(runs) // 2], "peak_bytes": max(m for _, m in runs)}
+        for name, runs in found.items()
+    }
+    print(f"{'':22}{'seconds':>9}{'peak GB':>9}")
+    for name, row in rows.items():
+        print(f"{name:22}{row['seconds']:>9.1f}{row['peak_bytes'] / 1e9:>9.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

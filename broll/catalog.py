@@ -1,0 +1,156 @@
+"""Which models are on this machine, and which can be had.
+
+A model is looked for in `settings.models / NAME`, or under the last part of its repository's name; any other
+checkpoint there is a model too, and nano comes with the distribution broll-nano. Only small files are read.
+"""
+
+import contextlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broll.engine.config import PUBLISHED, Task
+from broll.errors import BadCheckpoint, ModelMissing, UnknownModel
+from broll.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+NANO = "nano"
+BEST: dict[str, tuple[str, ...]] = {
+    "t2v": (
+        "wan2.1-t2v-1.3b",
+        NANO,
+    ),  # 14b goes before them where there is a GPU, and last where there is none
+    "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"),
+    "flf2v": ("wan2.1-flf2v-14b",),
+}
+LARGEST = "wan2.1-t2v-14b"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A checkpoint on this machine, known by its small files."""
+
+    name: str
+    folder: Path
+    task: Task | None  # None: its files do not say
+
+
+def published_name(text: str) -> str | None:
+    """The registry's name for `wan2.1-t2v-1.3b`, `Wan2.1-T2V-1.3B`, `Wan2.1-T2V-1.3B-Diffusers`, `nano`."""
+    text = text.lower()
+    for name, model in PUBLISHED.items():
+        repository = model.source.split("/")[-1].lower()
+        if text in (name, repository, f"{repository}-diffusers"):
+            return name
+    return NANO if text == NANO else None
+
+
+def read_numbers(folder: Path) -> dict[str, Any] | None:
+    """The transformer's config.json; None if this folder is no checkpoint of WAN."""
+    diffusers = (folder / "model_index.json").is_file()
+    try:
+        numbers = json.loads((folder / ("transformer" if diffusers else "") / "config.json").read_text())
+    except (OSError, ValueError):
+        return {} if diffusers else None
+    if not isinstance(numbers, dict):
+        return None
+    return numbers if diffusers or numbers.get("model_type") in ("t2v", "i2v", "flf2v") else None
+
+
+def task_of(numbers: dict[str, Any]) -> Task | None:
+    if "num_attention_heads" not in numbers:
+        return numbers.get("model_type")
+    if numbers.get("image_dim") is None:
+        return "t2v"
+    return "flf2v" if numbers.get("pos_embed_seq_len") else "i2v"
+
+
+def embedded_nano() -> Path | None:
+    """The folder of broll-nano, if it is installed and holds weights."""
+    if importlib.util.find_spec("broll_nano") is None:
+        return None
+    folder = Path(importlib.import_module("broll_nano").FOLDER)
+    return folder if read_numbers(folder) is not None else None
+
+
+def installed(settings: Settings) -> dict[str, Installed]:
+    """Every model on this machine, by name."""
+    try:
+        folders = sorted(path for path in settings.models.iterdir() if path.is_dir())
+    except OSError:
+        folders = []
+    found: dict[str, Installed] = {}
+    for folder in folders:
+        numbers = read_numbers(folder)
+        if numbers is not None:
+            name = published_name(folder.name) or folder.name
+            found.setdefault(name, Installed(name, folder, task_of(numbers)))
+    nano = embedded_nano()
+    if nano is not None:
+        found.setdefault(NANO, Installed(NANO, nano, "t2v"))
+    return found
+
+
+def how_to_get(name: str, settings: Settings) -> str:
+    if name == NANO:
+        return 'pip install "broll[nano]"'
+    return f"hf download {PUBLISHED[name].source} --local-dir {settings.models / name}"
+
+
+def find(settings: Settings, wanted: str) -> Installed:
+    """The model of this name, or in this folder."""
+    here = installed(settings)
+    name = published_name(wanted) or wanted
+    if name in here:
+        return here[name]
+    with contextlib.suppress(OSError, ValueError):  # a name too long for the file system, or with a NUL
+        folder = Path(wanted).expanduser()
+        if folder.is_dir() and published_name(wanted) is None:
+            return at(folder)
+    if name == NANO or name in PUBLISHED:
+        raise ModelMissing(f"{name} is not on this machine; to get it: {how_to_get(name, settings)}")
+    known = ", ".join(sorted({NANO, *PUBLISHED, *here}))
+    raise UnknownModel(
+        f"there is no model {wanted!r}; possible are {known}, or the path of a checkpoint's folder"
+    )
+
+
+def at(folder: Path) -> Installed:
+    """The checkpoint in a folder that the user named."""
+    numbers = read_numbers(folder)
+    if numbers is None:
+        raise BadCheckpoint(
+            f"{folder} holds no checkpoint of WAN 2.1: neither model_index.json nor its config.json"
+        )
+    own = folder.resolve().name
+    return Installed(published_name(own) or own, folder, task_of(numbers))
+
+
+def best(settings: Settings, task: Task) -> Installed:
+    """The best model present for a task."""
+    here = {name: model for name, model in installed(settings).items() if model.task == task}
+    order = [name for name in BEST[task] if name in here]
+    order += [name for name in here if name not in order and name != LARGEST]
+    if LARGEST in here:
+        order.insert(0 if device().type == "cuda" else len(order), LARGEST)
+    if order:
+        return here[order[0]]
+    kind = {"t2v": "text-to-video", "i2v": "image-to-video", "flf2v": "first-last-frame"}[task]
+    name = NANO if task == "t2v" else BEST[task][0]
+    raise ModelMissing(
+        f"there is no {kind} model on this machine; to get {name}: {how_to_get(name, settings)}"
+    )
+
+
+def size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def device() -> "torch.device":
+    import torch  # noqa: PLC0415  names answer at once; torch takes seconds
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

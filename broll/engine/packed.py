@@ -1,0 +1,48 @@
+"""The Linear seam on CPUs: weights kept in oneDNN's own blocked layout, and GELU inside the product.
+
+torch's plain Linear reorders its weight at every call, and its GELU makes another trip through memory. Packed once,
+neither happens. A packed Linear gives the bits of a plain one; with GELU inside, the result is rounded once instead
+of twice (tests/engine/test_packed.py, benchmarks/engine.py).
+
+The operators are those that torch's own compiler emits (torch/_inductor/mkldnn_lowerings.py); where a build lacks
+them, `pack` leaves the model as it is.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from broll.engine.transformer import Transformer
+
+
+class PackedLinear(nn.Module):
+    """y = x W' + b, optionally through GELU(tanh). The plain weight is given up."""
+
+    def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.bias = None if linear.bias is None else linear.bias.detach()
+        self.activation = ("gelu", "tanh") if gelu else ("none", "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        name, algorithm = self.activation
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+
+
+def available() -> bool:
+    return torch.backends.mkldnn.is_available() and all(
+        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
+    )
+
+
+def pack(model: Transformer) -> Transformer:
+    """Pack the Linears inside the blocks of a bf16 model on a CPU, in place; others stay as they are."""
+    weight = model.head.head.weight
+    if model.compute_dtype != torch.bfloat16 or weight.device.type != "cpu" or not available():
+        return model
+    for block in model.blocks:
+        for attention in (block.self_attn, block.cross_attn):
+            for name, child in list(attention.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(attention, name, PackedLinear(child))
+        block.ffn = nn.Sequential(PackedLinear(block.ffn[0], gelu=True), PackedLinear(block.ffn[2]))
+    return model

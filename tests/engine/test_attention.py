@@ -1,0 +1,38 @@
+"""Every way to compute attention is held to its definition."""
+
+import pytest
+import torch
+
+from broll.engine import attention
+from broll.engine.attention import AttendCall
+from broll.engine.shapes import Grid
+
+GRID = Grid(2, 4, 5)
+
+
+def heads(n, dtype, seed):
+    return torch.randn(2, 3, n, 16, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("name", attention.BACKENDS)
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("biased", [False, True])
+def test_backend_agrees_with_reference(name, dtype, limit, biased, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 200)  # so that `blocked` has several blocks
+    q, k, v = (heads(n, dtype, i) for i, n in enumerate((150, 70, 70)))
+    bias = torch.linspace(-2, 3, 70) if biased else None
+    call = AttendCall("text", 0, GRID, key_bias=bias)
+    truth = attention.reference(q.double(), k.double(), v.double(), call)
+    out = attention.BACKENDS[name](q, k, v, call)
+    assert out.dtype == dtype
+    assert (out.double() - truth).norm() / truth.norm() < limit
+
+
+def test_a_key_with_the_weight_of_many_equals_many_keys():
+    q, k, v = (heads(n, torch.float32, i) for i, n in enumerate((20, 5, 5)))
+    many = AttendCall("text", 0, GRID)
+    repeated = [torch.cat([x, x[:, :, -1:].expand(-1, -1, 99, -1)], dim=2) for x in (k, v)]
+    bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 100.0]).clamp(min=1).log()
+    one = AttendCall("text", 0, GRID, key_bias=bias)
+    expected = attention.sdpa(q, *repeated, many)
+    torch.testing.assert_close(attention.sdpa(q, k, v, one), expected, atol=1e-6, rtol=1e-5)

@@ -1,0 +1,160 @@
+"""Prompt to frames on a tiny model: the door, the stream, and going on after a break."""
+
+import pytest
+import torch
+from PIL import Image
+
+from broll.engine import pipeline, preview, snapshot
+from broll.engine.load import load
+from broll.engine.pipeline import Frames, digest, generate, resolve
+from broll.engine.sampler import SAMPLERS, Step
+from broll.errors import BadOption, BadPrompt, BadSnapshot, UnsupportedShape, WrongTask
+from broll.spec import Artifact, parse
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_models):
+    return load(tiny_models / "tiny", "tiny")
+
+
+def ask(parts, **fields):
+    return resolve(parse(**{"model": "tiny", "prompt": "a lake", "seed": 4} | fields), parts.config)
+
+
+def split(events):
+    events = list(events)
+    steps = [e for e in events if isinstance(e, Step)]
+    return steps, torch.cat([e.frames for e in events if isinstance(e, Frames)], dim=1)
+
+
+def test_defaults_come_from_the_model_and_a_seed_is_drawn(parts):
+    spec = resolve(parse(model="tiny", prompt="a lake"), parts.config)
+    assert (spec.width, spec.height, spec.frames, spec.steps) == (64, 32, 9, 3)
+    assert spec.seed is not None
+    assert resolve(spec, parts.config) == spec
+
+
+def test_steps_come_first_and_then_the_frames_in_order(parts):
+    events = list(generate(ask(parts, frames=13), parts))
+    assert [type(e) for e in events] == [Step] * 3 + [Frames] * 4
+    assert [e.index for e in events[:3]] == [0, 1, 2]
+    assert [(e.first, e.frames.shape[1]) for e in events[3:]] == [(0, 1), (1, 4), (5, 4), (9, 4)]
+    frames = torch.cat([e.frames for e in events[3:]], dim=1)
+    assert frames.shape == (3, 13, 32, 64)
+    assert frames.abs().max() <= 1
+    assert frames.std() > 0
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(parts):
+    runs = [split(generate(ask(parts, seed=seed), parts))[1] for seed in (7, 7, 8)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_the_prompt_matters(parts):
+    runs = [split(generate(ask(parts, prompt=p), parts))[1] for p in ("a lake", "a city")]
+    assert not torch.equal(*runs)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_clip_continued_from_a_snapshot_has_the_same_bits(sampler, parts, tmp_path):
+    spec = ask(parts, sampler=sampler, steps=5)
+    steps, frames = split(generate(spec, parts))
+    for step in steps:
+        path = tmp_path / "clip.snapshot"
+        snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(parts)))
+        kept = snapshot.load(path)
+        assert kept.spec == spec
+        assert kept.conditions == snapshot.conditions(parts)
+        rest, again = split(generate(kept.spec, parts, resume=kept.step))
+        assert len(rest) == len(steps) - step.index - 1
+        assert torch.equal(again, frames)
+        if rest:
+            assert digest(rest[-1].x) == digest(steps[-1].x)
+
+
+def test_a_damaged_snapshot_is_refused(tmp_path, parts):
+    path = tmp_path / "clip.snapshot"
+    with pytest.raises(BadSnapshot, match="no snapshot"):
+        snapshot.load(path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(BadSnapshot, match="not a snapshot"):
+        snapshot.load(path)
+
+
+def test_closing_the_generator_stops_the_model(parts):
+    calls = []
+    parts.transformer.register_forward_hook(lambda *_: calls.append(1))
+    events = generate(ask(parts, steps=20, guidance=1.0), parts)
+    next(events)
+    events.close()
+    assert len(calls) == 1
+
+
+def test_without_guidance_the_negative_prompt_is_not_run(parts):
+    plain = split(generate(ask(parts, guidance=1.0, negative_prompt="grey"), parts))[1]
+    assert torch.equal(plain, split(generate(ask(parts, guidance=1.0, negative_prompt="blue"), parts))[1])
+    guided = split(generate(ask(parts, guidance=4.0, negative_prompt="grey"), parts))[1]
+    assert not torch.equal(
+        guided, split(generate(ask(parts, guidance=4.0, negative_prompt="blue"), parts))[1]
+    )
+
+
+def test_a_latent_is_previewed_without_the_autoencoder(parts):
+    step = next(iter(generate(ask(parts), parts)))
+    picture = preview.preview(step.x0)
+    assert picture.shape == (3, 2, 4, 3)
+    assert picture.dtype == torch.uint8
+    one = torch.zeros(1, 16, 1, 1, 1)
+    factors = tuple((0.5, 0.0, -0.5) for _ in range(16)) + ((0.1, 0.2, 0.3),)
+    one[:, 3] = 1.0
+    expected = ((torch.tensor([0.6, 0.2, -0.2]) + 1) * 127.5).round()
+    assert torch.equal(preview.preview(one, factors)[0, 0, 0].float(), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "words"),
+    [
+        ({"frames": 10}, UnsupportedShape, "9 or 13"),
+        ({"width": 65, "height": 32}, UnsupportedShape, "64x32"),
+        ({"width": 640, "height": 320}, UnsupportedShape, "too large"),
+        ({"width": 64}, BadOption, "together"),
+        ({"frames": 8001}, UnsupportedShape, "too many"),
+        ({"image": Artifact.of(b"x")}, WrongTask, "image-to-video"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused_at_the_door(parts, fields, error, words):
+    with pytest.raises(error, match=words):
+        ask(parts, **fields)
+
+
+def test_image_models_say_which_picture_they_need(tiny_models):
+    for name, words in (("tiny-i2v", "--image"), ("tiny-flf2v", "--image")):
+        config = load(tiny_models / name, name).config
+        with pytest.raises(WrongTask, match=words):
+            resolve(parse(model=name, prompt="a lake"), config)
+    with pytest.raises(WrongTask, match="--last-image"):
+        resolve(parse(model=name, prompt="a lake", image=Artifact.of(b"x")), config)
+
+
+def test_an_over_long_prompt_is_refused(parts):
+    with pytest.raises(BadPrompt, match="512"):
+        next(iter(generate(ask(parts, prompt="a lake " * 200), parts)))
+
+
+def test_a_picture_sets_the_clips_aspect(tiny_models):
+    config = load(tiny_models / "tiny-i2v", "tiny-i2v").config
+    asked = parse(model="tiny-i2v", prompt="a lake", image=Artifact.of(b"x"))
+    tall = resolve(asked, config, picture=Image.new("RGB", (200, 400)))
+    assert tall.height == 2 * tall.width
+
+
+def test_the_first_frame_steers_an_image_model(tiny_models):
+    parts = load(tiny_models / "tiny-i2v", "tiny-i2v")
+    runs = []
+    for colour in ("red", "blue"):
+        image = Image.new("RGB", (64, 32), colour)
+        artifact = Artifact.of(image.tobytes())
+        spec = resolve(parse(model="tiny-i2v", prompt="a lake", seed=1, image=artifact), parts.config)
+        runs.append(split(pipeline.generate(spec, parts, {artifact.sha256: image}))[1])
+    assert not torch.equal(*runs)

@@ -1,0 +1,170 @@
+"""Write nano as a folder that diffusers and broll load: `python -m training.export`.
+
+bf16 weights in the diffusers layout, and broll.json with the defaults and the linear preview, which is fitted here by
+least squares from latents to the mean colour of the pixels they stand for.
+"""
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from broll.engine import weights
+from training import latents, run, text, transformer, vae
+from training.render import load_clip, to_float
+
+MODEL = run.ROOT / "nano" / "broll_nano" / "model"
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_weights(path: Path, state: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {n: t.detach().to(torch.bfloat16).contiguous().clone() for n, t in state.items()},
+        path,
+        {"format": "pt"},
+    )
+
+
+def fit_preview(numbers: dict[str, Any], clips: int = 100) -> list[list[float]]:
+    """[c + 1, 3]: RGB of each latent channel, and the bias. Of first and later latents alike."""
+    folder = run.work_folder(numbers)
+    indices, z = latents.load_all(folder)
+    rows, targets = [], []
+    for place, index in enumerate(indices[:clips]):
+        video = to_float(load_clip(folder, index)).transpose(0, 1)  # 3 f h w
+        small = F.adaptive_avg_pool3d(video[:, 1:], (z.shape[2] - 1, *z.shape[3:]))
+        first = F.adaptive_avg_pool3d(video[:, :1], (1, *z.shape[3:]))
+        targets.append(torch.cat([first, small], dim=1).flatten(1).t())
+        rows.append(z[place].float().flatten(1).t())
+    a = F.pad(torch.cat(rows), (0, 1), value=1.0)
+    table = torch.linalg.lstsq(a, torch.cat(targets)).solution
+    return [[round(float(v), 4) for v in row] for row in table]
+
+
+def export(numbers: dict[str, Any], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    clip, defaults = numbers["clip"], numbers["defaults"]
+    write_json(
+        folder / "model_index.json",
+        {
+            "_class_name": "WanPipeline",
+            "_diffusers_version": "0.35.0",
+            "transformer": ["diffusers", "WanTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLWan"],
+            "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+            "text_encoder": ["transformers", "UMT5EncoderModel"],
+            "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        },
+    )
+    write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {
+            "_class_name": "UniPCMultistepScheduler",
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "flow_shift": defaults["shift"],
+            "num_train_timesteps": 1000,
+            "solver_order": 2,
+        },
+    )
+    export_transformer(numbers, folder / "transformer")
+    export_vae(numbers, folder / "vae")
+    export_text(numbers, folder)
+    size = [clip["width"], clip["height"]]
+    write_json(
+        folder / "broll.json",
+        {
+            "name": "nano",
+            "license": "Apache-2.0",
+            "defaults": {
+                "size": size, "max_area": size[0] * size[1], "frames": clip["frames"], "fps": clip["fps"],
+                **defaults,
+            },
+            "preview": fit_preview(numbers),
+        },
+    )  # fmt: skip
+
+
+def export_transformer(numbers: dict[str, Any], folder: Path) -> None:
+    state = run.load(run.work_folder(numbers) / "transformer.pt")
+    assert state is not None, "train the transformer first"
+    c = transformer.config(numbers)
+    write_json(
+        folder / "config.json",
+        {
+            "_class_name": "WanTransformer3DModel",
+            "patch_size": list(c.patch_size),
+            "num_attention_heads": c.num_heads,
+            "attention_head_dim": c.head_dim,
+            "in_channels": c.in_dim,
+            "out_channels": c.out_dim,
+            "text_dim": c.text_dim,
+            "freq_dim": c.freq_dim,
+            "ffn_dim": c.ffn_dim,
+            "num_layers": c.num_layers,
+            "cross_attn_norm": True,
+            "qk_norm": "rms_norm_across_heads",
+            "eps": c.eps,
+            "image_dim": None,
+            "added_kv_proj_dim": None,
+            "pos_embed_seq_len": None,
+            "rope_max_seq_len": 1024,
+        },
+    )
+    names = weights.TRANSFORMER_TO_DIFFUSERS
+    renamed = {weights.rename(name, names): tensor for name, tensor in state["average"].items()}
+    write_weights(folder / "diffusion_pytorch_model.safetensors", renamed)
+
+
+def export_vae(numbers: dict[str, Any], folder: Path) -> None:
+    model = vae.load(numbers)
+    c = dataclasses.asdict(model.config)
+    channels = 3 * model.config.patch_size**2
+    time = c.pop("temporal_downsample")
+    write_json(
+        folder / "config.json",
+        {
+            "_class_name": "AutoencoderKLWan",
+            **c,
+            "temperal_downsample": time,
+            "in_channels": channels,
+            "out_channels": channels,
+            "scale_factor_spatial": model.config.spatial_stride,
+            "scale_factor_temporal": 4,
+        },
+    )
+    write_weights(folder / "diffusion_pytorch_model.safetensors", model.state_dict())
+
+
+def export_text(numbers: dict[str, Any], folder: Path) -> None:
+    encoder = text.load(numbers)
+    encoder.tokenizer.save_pretrained(folder / "tokenizer")
+    config = encoder.model.config.to_dict()
+    config = {k: v for k, v in config.items() if k not in ("dtype", "transformers_version", "_name_or_path")}
+    write_json(folder / "text_encoder" / "config.json", config | {"architectures": ["UMT5EncoderModel"]})
+    state = {n: t for n, t in encoder.model.state_dict().items() if n != "encoder.embed_tokens.weight"}
+    write_weights(folder / "text_encoder" / "model.safetensors", state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe")
+    parser.add_argument("--out", type=Path, default=MODEL)
+    args = parser.parse_args()
+    export(run.recipe(args.recipe), args.out)
+
+
+if __name__ == "__main__":
+    main()
