@@ -53,8 +53,7 @@ def transformer_pair(tokens: int, side: str) -> tuple[Callable[[], Any], float]:
         with torch.device("meta"):
             ours = Transformer(config)
         model = packed.pack(set_precision(random_weights(ours), LOW))
-        for block in model.blocks:
-            block.self_attn.attend = block.cross_attn.attend = attention.blocked
+        model.use(attention.blocked)
         given = conditioning.collapsed(text, config.text_len)
         context = model.context(grid, given.features, text_bias=given.bias)
         return lambda: model(x, t, context), transformer_flops(config, tokens, PROMPT_TOKENS + 1)

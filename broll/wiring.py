@@ -280,18 +280,18 @@ def make_clip(
 
 
 def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: Any) -> Clip:
-    """From words to a file in one call; `fields` are those of VideoSpec. The best model here, if none is named."""
+    """From words to a file in one call; `fields` are those of VideoSpec. Without a model, the best one here."""
     from broll.engine import pipeline
     from broll.media.video_file import check_output
     from broll.spec import parse
 
     settings, path = Settings(), Path(out)
-    format = check_output(path)
+    ending = check_output(path)
     use_threads(settings)
     found = catalog.find(settings, model) if model else catalog.best(settings, "t2v")
     config = describe(found)
     spec = pipeline.resolve(parse(model=found.name, prompt=prompt, **fields), config)
-    *_, made = make_clip(spec, load(found, config), path, format=format)
+    *_, made = make_clip(spec, load(found, config), path, format=ending)
     assert isinstance(made, Clip)
     return made
 

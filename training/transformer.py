@@ -31,9 +31,7 @@ def config(numbers: dict[str, Any]) -> TransformerConfig:
     keys = ("dim", "ffn_dim", "num_heads", "num_layers")
     sizes = {key: numbers["transformer"][key] for key in keys}
     channels = numbers["vae"]["z_dim"]
-    return TransformerConfig(
-        **sizes, in_dim=channels, out_dim=channels, text_dim=numbers["text"]["d_model"]
-    )
+    return TransformerConfig(**sizes, in_dim=channels, out_dim=channels, text_dim=numbers["text"]["d_model"])
 
 
 @torch.no_grad()

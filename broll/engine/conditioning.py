@@ -10,6 +10,7 @@ Image    y = 4 mask channels ++ 16 latents of the clip [first, 0, ..., 0 or last
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,7 +101,7 @@ def image_latents(
 ) -> Latent:
     """Latents of a clip that is black between the pictures, encoded as a stream: memory does not grow."""
 
-    def chunks():
+    def chunks() -> Iterator[Video]:
         yield first[:, :, None]
         for start in range(1, frames, TEMPORAL_STRIDE):
             chunk: Video = torch.zeros(1, 3, TEMPORAL_STRIDE, *first.shape[2:])

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,7 +73,7 @@ class Parts:
     transformer: Transformer
     vae: VAE
     image: ImageEncoder | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     digests: tuple[tuple[str, str], ...] = ()
 
 
@@ -192,7 +192,7 @@ def describe(folder: Path, name: str) -> ModelConfig:
     image = folder / "image_encoder" / "config.json"
     extra = folder / "broll.json"
     known = read_json(extra) if extra.exists() else {}
-    defaults = known.get("defaults", {"size": (832, 480), "max_area": 832 * 480})
+    defaults: dict[str, Any] = known.get("defaults", {"size": (832, 480), "max_area": 832 * 480})
     return ModelConfig(
         name=name,
         task=task_of(found),
@@ -202,7 +202,7 @@ def describe(folder: Path, name: str) -> ModelConfig:
         image=None
         if found.image_dim is None
         else (image_config(image) if kind == "diffusers" else ImageConfig()),
-        defaults=Defaults(**{k: tuple(v) if isinstance(v, list) else v for k, v in defaults.items()}),
+        defaults=Defaults(**defaults | {"size": tuple(defaults["size"])}),
         preview=tuple(map(tuple, known["preview"])) if "preview" in known else None,
         license=known.get("license", "Apache-2.0"),
     )
@@ -256,8 +256,7 @@ def load(
 def for_cpu(model: Transformer) -> Transformer:
     """A bf16 model on a CPU gets packed Linears and attention by matrix products; fp32 stays plain."""
     if model.compute_dtype == torch.bfloat16:
-        for block in packed.pack(model).blocks:
-            block.self_attn.attend = block.cross_attn.attend = attention.blocked
+        packed.pack(model).use(attention.blocked)
     return model
 
 

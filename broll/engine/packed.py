@@ -11,7 +11,7 @@ them, `pack` leaves the model as it is.
 import torch
 from torch import Tensor, nn
 
-from broll.engine.transformer import Transformer
+from broll.engine.transformer import Block, Transformer
 
 
 class PackedLinear(nn.Module):
@@ -40,9 +40,13 @@ def pack(model: Transformer) -> Transformer:
     if model.compute_dtype != torch.bfloat16 or weight.device.type != "cpu" or not available():
         return model
     for block in model.blocks:
+        assert isinstance(block, Block)
         for attention in (block.self_attn, block.cross_attn):
             for name, child in list(attention.named_children()):
                 if isinstance(child, nn.Linear):
                     setattr(attention, name, PackedLinear(child))
-        block.ffn = nn.Sequential(PackedLinear(block.ffn[0], gelu=True), PackedLinear(block.ffn[2]))
+        first, _, second = block.ffn
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        block.ffn = nn.Sequential(PackedLinear(first, gelu=True), PackedLinear(second))
     return model

@@ -69,7 +69,8 @@ def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None
     if width * height > 2 * defaults.max_area:
         w, h = defaults.size
         raise UnsupportedShape(
-            f"{width}x{height} is too large: {config.name} was trained at {w}x{h} and makes at most twice that area"
+            f"{width}x{height} is too large: {config.name} was trained at {w}x{h} "
+            "and makes at most twice that area"
         )
     return full
 
@@ -145,13 +146,13 @@ def generate(
     stride = parts.config.vae.spatial_stride
     grid = shapes.latent_grid(Grid(spec.frames, spec.height, spec.width), stride)
     levels = schedule(spec.steps, shift=spec.shift, grid=spec.grid, sampler=spec.sampler)
-    step = None if resume is None else on(resume, parts.device)
+    last = step = None if resume is None else on(resume, parts.device)
 
-    if step is None or step.index + 1 < levels.steps:
+    if last is None or last.index + 1 < levels.steps:
         given = condition(spec, parts, pictures or {})
         velocity = guided(*forwards(parts, given, grid, levels.times), spec.guidance)
         x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
-        for step in SAMPLERS[spec.sampler](velocity, x, levels, step):
+        for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
             yield step
     assert step is not None
     yield from decode(step.x, parts)

@@ -1,7 +1,7 @@
 """A latent as a small picture, without the autoencoder: one linear map from its channels to RGB.
 
-The map comes with the model: a row of RGB weights for each channel and a last row, the bias. nano's is a least-squares fit over its
-training clips (training/export.py).
+The map comes with the model: a row of RGB weights for each channel and a last row, the bias. nano's is a
+least-squares fit over its training clips (training/export.py).
 """
 
 import torch

@@ -1,7 +1,7 @@
 """A denoising state on disk. Continued under the same conditions, it gives the same bits.
 
-One safetensors file: x, x0 and the sampler's history as tensors; spec, step and conditions as metadata. It is written
-beside its place and renamed, so that a kill leaves the old one or the new one.
+One safetensors file: x, x0 and the sampler's history as tensors; spec, step and conditions as metadata. It is
+written beside its place and renamed, so that a kill leaves the old one or the new one.
 """
 
 import contextlib
@@ -34,7 +34,6 @@ class Snapshot:
 
 def conditions(parts: Parts) -> Conditions:
     """What must be the same for the same bits: device, versions, threads, precision, kernels, weights."""
-    kernel = parts.transformer.blocks[0].self_attn.attend.__name__
     device = parts.device.type
     return {
         "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else processor(),
@@ -44,7 +43,7 @@ def conditions(parts: Parts) -> Conditions:
         "threads": str(torch.get_num_threads()) if device == "cpu" else "",
         "linears": str(parts.transformer.compute_dtype),
         "vae": str(parts.vae.dtype),
-        "attention": kernel,
+        "attention": parts.transformer.attend_name,
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
     }
 

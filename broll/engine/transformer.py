@@ -147,6 +147,7 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tokens, context: Context) -> Tokens:
+        assert context.time is not None, "a context gets its time in Transformer.forward"
         shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + context.time).chunk(6, dim=1)
         low = context.dtype
         x = x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1).to(low), context)
@@ -238,6 +239,18 @@ class Transformer(nn.Module):
         tokens = self.patch_embedding(x.float()).flatten(2).transpose(1, 2).contiguous()
         tokens = self.stack(tokens, replace(context, time=time, step=step))
         return self._unpatchify(self.head(tokens, e), context.grid)
+
+    def use(self, attend: Attend) -> None:
+        """Compute all attention by this function."""
+        for module in self.modules():
+            if isinstance(module, SelfAttention | CrossAttention):
+                module.attend = attend
+
+    @property
+    def attend_name(self) -> str:
+        """What computes the attention, for the record."""
+        names = {m.attend.__name__ for m in self.modules() if isinstance(m, SelfAttention | CrossAttention)}
+        return " ".join(sorted(names))
 
     def run_blocks(self, tokens: Tokens, context: Context) -> Tokens:
         """The plain stack: every block, once, in order."""

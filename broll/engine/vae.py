@@ -32,7 +32,7 @@ class CausalConv3d(nn.Conv3d):
         padding = (0, kernel[1] // 2, kernel[2] // 2)
         super().__init__(dim_in, dim_out, kernel, stride=(time_stride, 1, 1), padding=padding)
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory) -> Tensor:  # type: ignore[override]
         keep = self.kernel_size[0] - 1
         if keep:
             past = memory.get(self)

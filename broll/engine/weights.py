@@ -1,6 +1,6 @@
-"""Files to modules: open, rename, check, assign. Strictly: one missing, unexpected or misshapen tensor is an error.
+"""Files to modules: open, rename, check, assign. Strictly: one missing, unexpected or misshapen tensor is refused.
 
-Modules are built on the meta device and take over the tensors of the file (`assign`), so nothing is held twice.
+Modules are built on the meta device and take over the tensors of the file (`assign`): nothing is held twice.
 safetensors are memory-mapped; pickles (.pth) are read with weights_only=True.
 
 Names. The transformer's are the official ones, the VAE's are diffusers', the encoders' are transformers'. The
@@ -13,6 +13,7 @@ import json
 import re
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -141,7 +142,7 @@ def open_tensors(paths: list[Path]) -> Tensors:
 
 def _open_safe(path: Path) -> Tensors:
     file = safe_open(path, framework="pt")
-    return {name: (lambda name=name: file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118  it is no dict
 
 
 def _open_pickle(path: Path) -> Tensors:
@@ -149,7 +150,11 @@ def _open_pickle(path: Path) -> Tensors:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises whatever the damaged pickle makes it raise
         raise ValueError(str(error)) from error
-    return {name: (lambda tensor=tensor: tensor) for name, tensor in state.items()}
+    return {name: partial(_itself, tensor) for name, tensor in state.items()}
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def shards(folder: Path, stem: str) -> list[Path]:
@@ -178,8 +183,12 @@ def split_qkv(tensors: Tensors) -> Tensors:
             parts[name] = read
             continue
         for place, letter in enumerate("qkv"):
-            parts[name.replace("to_qkv", letter)] = lambda read=read, place=place: read().chunk(3)[place]
+            parts[name.replace("to_qkv", letter)] = partial(_third, read, place)
     return parts
+
+
+def _third(read: Callable[[], Tensor], place: int) -> Tensor:
+    return read().chunk(3)[place]
 
 
 def assign(

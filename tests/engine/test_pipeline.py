@@ -106,7 +106,7 @@ def test_a_latent_is_previewed_without_the_autoencoder(parts):
     assert picture.shape == (3, 2, 4, 3)
     assert picture.dtype == torch.uint8
     one = torch.zeros(1, 16, 1, 1, 1)
-    factors = tuple((0.5, 0.0, -0.5) for _ in range(16)) + ((0.1, 0.2, 0.3),)
+    factors = (*[(0.5, 0.0, -0.5)] * 16, (0.1, 0.2, 0.3))
     one[:, 3] = 1.0
     expected = ((torch.tensor([0.6, 0.2, -0.2]) + 1) * 127.5).round()
     assert torch.equal(preview.preview(one, factors)[0, 0, 0].float(), expected)

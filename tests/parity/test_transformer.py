@@ -60,8 +60,7 @@ def test_collapsed_padding_equals_all_512_tokens(task):
 @pytest.mark.parametrize("backend", attention.BACKENDS)
 def test_every_attention_backend_agrees_with_diffusers(backend):
     ours, theirs = transformers(TASKS["i2v"])
-    for block in ours.blocks:
-        block.self_attn.attend = block.cross_attn.attend = attention.BACKENDS[backend]
+    ours.use(attention.BACKENDS[backend])
     x, text, image = inputs(TASKS["i2v"])
     with torch.no_grad():
         fast = velocity(ours, x, text, image, conditioning.collapsed)

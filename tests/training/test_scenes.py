@@ -52,7 +52,7 @@ def test_every_light_and_camera_of_a_scene_renders_finite_and_not_flat(name: str
                 assert clip.std() > 0.05
 
 
-@pytest.mark.parametrize("name", ("lake", "desert", "city", "product"))
+@pytest.mark.parametrize("name", ["lake", "desert", "city", "product"])
 def test_content_moves_against_pan_and_tilt(name: str) -> None:
     view = Scene(name, "noon", "pan left", "normal", "", 5)
     assert _shift(view)[0] > 1
