@@ -161,7 +161,7 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
     errors: list[float] = []
     for step in clock.steps(state["step"]):
         count, frames, side = rng.choice(numbers_vae["crops"])
-        if step % 100 == 0:
+        if step % 100 == 0 or step == state["step"]:
             indices = rendered(folder)  # rendering may still be going on beside this
         crops = [random_crop(folder, indices, frames, side, rng) for _ in range(count)]
         value, error = loss(model, torch.stack(crops).to(device), numbers_vae)
