@@ -167,6 +167,7 @@ def vae_json(c: VAEConfig) -> dict:
         "temperal_downsample": numbers.pop("temporal_downsample"),
         "in_channels": channels,
         "out_channels": channels,
+        "scale_factor_spatial": c.spatial_stride,
     }
 
 

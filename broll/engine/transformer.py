@@ -213,7 +213,7 @@ class Transformer(nn.Module):
         self,
         latent: Grid,
         text: Float[Tensor, "b l c"],
-        image: Float[Tensor, "b i c"] | None = None,
+        image: Float[Tensor, "b i _"] | None = None,
         *,
         text_bias: Float[Tensor, "l"] | None = None,
         branch: str = "positive",

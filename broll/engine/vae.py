@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from broll.engine.config import VAEConfig
@@ -236,7 +237,7 @@ class VAE(nn.Module):
         x = self.decoder(self.post_quant_conv(z, memory), memory)
         return channels_to_space(x, self.config.patch_size)
 
-    def encode_stream(self, chunks: Iterable[Video]) -> Iterator[Latent]:
+    def encode_stream(self, chunks: Iterable[Float[Tensor, "b 3 _ H W"]]) -> Iterator[Latent]:
         """Chunks of pixel frames (the first of 1 + 4k frames, later ones of 4k) to latents, as they come."""
         memory: Memory = {}
         mean, std = self._statistics()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not packed.available(), reason="this torch has n
 
 def linear():
     torch.manual_seed(0)
-    return torch.nn.Linear(96, 160).to(torch.bfloat16)
+    return torch.nn.Linear(96, 160).to(torch.bfloat16).requires_grad_(False)
 
 
 def test_a_packed_linear_equals_a_plain_one():

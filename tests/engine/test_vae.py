@@ -69,8 +69,8 @@ from broll.engine.vae import VAE
 torch.manual_seed(0)
 torch.set_num_threads(1)
 with torch.inference_mode():
-    vae = VAE(VAEConfig(base_dim=16)).eval()
-    z = torch.randn(1, 16, (int(sys.argv[1]) - 1) // 4 + 1, 12, 20)
+    vae = VAE(VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)).eval()
+    z = torch.randn(1, 16, (int(sys.argv[1]) - 1) // 4 + 1, 12, 20)  # 192 x 320 pixels
     frames = sum(f.shape[2] for f in vae.decode_stream(z))
 print(frames, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
