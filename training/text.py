@@ -101,7 +101,7 @@ def train(numbers: dict[str, Any]) -> None:
         schedule.step()
         if step % 100 == 0 or step == text["steps"] - 1:
             names = ("scene", "light", "camera", "speed", "word")
-            log(step=step, **{n: float(v) for n, v in zip(names, losses, strict=True)})
+            log(step=step, **{n: float(v.detach()) for n, v in zip(names, losses, strict=True)})
     run.save(folder / "text.pt", {"model": model.state_dict()})
 
 
