@@ -17,7 +17,7 @@ PROMPT = "aerial drone shot slowly circling a lighthouse on rocky coast, ocean w
 DIFFUSERS = """
 import sys, torch, broll_nano
 from diffusers import WanPipeline
-pipe = WanPipeline.from_pretrained(broll_nano.FOLDER, torch_dtype=torch.float32, local_files_only=True)
+pipe = WanPipeline.from_pretrained(broll_nano.FOLDER, dtype=torch.float32, local_files_only=True)
 pipe.set_progress_bar_config(disable=True)
 frames = pipe(prompt=sys.argv[1], negative_prompt="", num_frames=81, width=160, height=96,
               num_inference_steps=25, guidance_scale=4.0).frames[0]

@@ -97,7 +97,10 @@ def diffusers_folder(path: Path, task: str = "t2v") -> Path:
 def write_image_encoder(path: Path) -> None:
     c = IMAGE_NUMBERS
     numbers = dataclasses.asdict(c) | {"num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads}
-    write_json(path / "image_encoder" / "config.json", numbers | {"model_type": "clip_vision_model"})
+    write_json(
+        path / "image_encoder" / "config.json",
+        numbers | {"model_type": "clip_vision_model", "hidden_act": "gelu"},
+    )
     write_json(
         path / "image_processor" / "preprocessor_config.json", {"crop_size": {"height": 28, "width": 28}}
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from broll.engine import weights
@@ -158,12 +158,39 @@ def export_text(numbers: dict[str, Any], folder: Path) -> None:
     write_weights(folder / "text_encoder" / "model.safetensors", state)
 
 
+def restore(numbers: dict[str, Any], folder: Path) -> None:
+    """Put an exported folder's weights back into the run's folder, so that training goes on from them.
+
+    Optimizers start anew and no minutes count as spent; a run that has its own checkpoints is left alone.
+    """
+    work = run.work_folder(numbers)
+    files = [work / name for name in ("vae_final.pt", "text.pt", "transformer.pt")]
+    there = [path.name for path in files if path.exists()]
+    if there:
+        raise SystemExit(f"{work} already has {', '.join(there)}")
+    stem = "diffusion_pytorch_model.safetensors"
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    statistics = {"mean": config["latents_mean"], "std": config["latents_std"]}
+    run.save(files[0], {"model": floats(folder / "vae" / stem)} | statistics)
+    text_state = floats(folder / "text_encoder" / "model.safetensors")
+    run.save(files[1], {"model": text_state | {"encoder.embed_tokens.weight": text_state["shared.weight"]}})
+    shutil.copytree(folder / "tokenizer", work / "tokenizer", dirs_exist_ok=True)
+    names = weights.TRANSFORMER_FROM_DIFFUSERS
+    model = {weights.rename(n, names): t for n, t in floats(folder / "transformer" / stem).items()}
+    run.save(files[2], {"model": model, "average": model, "step": 0, "spent": 0.0, "clips": 0})
+
+
+def floats(path: Path) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(path).items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe")
     parser.add_argument("--out", type=Path, default=MODEL)
+    parser.add_argument("--restore", action="store_true", help="the way back, to train on")
     args = parser.parse_args()
-    export(run.recipe(args.recipe), args.out)
+    (restore if args.restore else export)(run.recipe(args.recipe), args.out)
 
 
 if __name__ == "__main__":

@@ -79,8 +79,8 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
     if "model" in state:
         torch.seed()
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        for optimizer, saved in zip(optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(saved)  # restored weights (training/export.py) have none
         average.values, average.updates = state["average"], state["step"]
     log, clock = run.Log(folder / "transformer.jsonl"), run.Clock(own["minutes"], state["spent"])
     seen, losses = state["clips"], []

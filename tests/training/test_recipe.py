@@ -1,6 +1,7 @@
 """The whole recipe, made tiny: every command runs, resumes, and ends in a folder that the engine loads."""
 
 import random
+import shutil
 
 import pytest
 import torch
@@ -42,6 +43,17 @@ def test_what_was_trained_is_exported_loaded_and_makes_a_clip(numbers, tmp_path)
     frames = torch.cat([e.frames for e in pipeline.generate(spec, parts) if isinstance(e, Frames)], dim=1)
     assert frames.shape == (3, 9, 32, 64)
     assert frames.isfinite().all()
+
+
+def test_training_goes_on_from_exported_weights(numbers, tmp_path):
+    export.export(numbers, tmp_path / "model")
+    elsewhere = numbers | {"work": str(tmp_path / "run")}
+    export.restore(elsewhere, tmp_path / "model")
+    shutil.copytree(run.work_folder(numbers) / "latents", run.work_folder(elsewhere) / "latents")
+    transformer.train(elsewhere)
+    assert run.load(run.work_folder(elsewhere) / "transformer.pt")["step"] > 0
+    with pytest.raises(SystemExit, match="already has"):
+        export.restore(elsewhere, tmp_path / "model")
 
 
 def test_training_goes_on_from_its_checkpoint(numbers):
