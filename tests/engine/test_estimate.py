@@ -42,7 +42,7 @@ def test_decoder_operations_are_those_that_torch_counts(config):
 
 
 def test_published_operations_are_met():
-    """One forward of the 14B at 720p is 6.5 PFLOP, of the 1.3B at 480p 0.28 (the research's table)."""
+    """One forward of the 14B at 720p is 6.5 PFLOP, of the 1.3B at 480p 0.28."""
     for name, tokens, petaflops in (("wan2.1-t2v-14b", 75_600, 6.521), ("wan2.1-t2v-1.3b", 32_760, 0.283)):
         flops = transformer_flops(PUBLISHED[name].transformer, tokens, 512)
         assert flops / 1e15 == pytest.approx(petaflops, rel=0.03)
