@@ -1,7 +1,8 @@
 """The Linear seam on CPUs: weights kept in oneDNN's own blocked layout, and GELU inside the product.
 
 torch's plain Linear reorders its weight at every call, and its GELU makes another trip through memory. Packed once,
-neither happens. A packed Linear agrees with a plain one to bf16 rounding; with GELU inside, the result is rounded once instead
+neither happens. A packed Linear agrees with a plain one to bf16 rounding; with GELU inside,
+the result is rounded once instead
 of twice (tests/engine/test_packed.py, benchmarks/engine.py).
 
 The operators are those that torch's own compiler emits (torch/_inductor/mkldnn_lowerings.py); where a build lacks
