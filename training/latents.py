@@ -30,7 +30,7 @@ def encode_all(numbers: dict[str, Any], device: str = "cpu") -> None:
         if path(folder, index).exists():
             continue
         clip = to_float(load_clip(folder, index)).transpose(0, 1)[None].to(device)
-        with torch.autocast(device, torch.bfloat16):
+        with run.autocast(device):
             mu, _ = model.moments(clip, {})
         z = ((mu.float() - mean) / std)[0].half().cpu().contiguous()
         torch.save(z, path(folder, index).with_suffix(".tmp"))

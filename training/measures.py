@@ -115,7 +115,7 @@ def round_trip(folder: Path, indices: list[int], model: Any) -> Any:
     """Clips as the decoder gives them back, one by one."""
     for i in indices:
         z = torch.load(latents.path(folder, i), weights_only=True).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with run.autocast("cpu"):
             yield to_uint8(model.decode(z[None])[0].float()).transpose(0, 1)
 
 

@@ -10,11 +10,13 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
+from training import run
+
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
     """The nearest semi-orthogonal matrices of g [count, rows, columns], roughly: singular values near 1."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16()
+    x = g.to(run.dtype(g.device.type))
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

@@ -1,6 +1,6 @@
 """Train nano's autoencoder: `python -m training.vae`.
 
-The engine's own VAE class, in bf16 autocast. Loss: L1 and squares of pixels, L1 of their differences in space
+The engine's own VAE class, in bf16 where that is fast. Loss: L1 and squares of pixels, L1 of their differences in space
 and time (edges and motion survive), and a small KL that keeps the latents near a normal distribution.
 Afterwards the latents' mean and deviation are measured and stored beside the weights.
 """
@@ -123,7 +123,7 @@ def differences(x: Tensor) -> list[Tensor]:
 
 def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Training loss, and the mean squared error for the log. x is [b, 3, f, h, w]."""
-    with torch.autocast(x.device.type, torch.bfloat16):
+    with run.autocast(x.device.type):
         mean, logvar = (part.float() for part in model.moments(x, {}))
         logvar = logvar.clamp(-20, 10)
         z = mean + torch.randn_like(mean) * (0.5 * logvar).exp()
@@ -199,7 +199,7 @@ def measure(folder: Path, numbers: dict[str, Any], average: run.MovingAverage, c
     model = VAE(config(numbers))
     model.load_state_dict(average.values)
     indices = rendered(folder)[:clips]
-    with torch.autocast("cpu", torch.bfloat16):
+    with run.autocast("cpu"):
         means = [
             model.moments(to_float(load_clip(folder, i)).transpose(0, 1)[None], {})[0].float()
             for i in indices

@@ -6,8 +6,10 @@ the result is rounded once instead
 of twice (tests/engine/test_packed.py, benchmarks/engine.py).
 
 The operators are those that torch's own compiler emits (torch/_inductor/mkldnn_lowerings.py); where a build lacks
-them, `pack` leaves the model as it is.
+them, or the CPU has no AVX512 for them, `pack` leaves the model as it is.
 """
+
+import functools
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +31,16 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
 
 
+@functools.cache
 def available() -> bool:
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
+    """Whether this build has the operators and this CPU can run them in bf16: one is tried."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    try:
+        PackedLinear(nn.Linear(8, 8, dtype=torch.bfloat16))(torch.zeros(1, 8, dtype=torch.bfloat16))
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def pack(model: Transformer) -> Transformer:

@@ -36,10 +36,11 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:  # type: ignore[override]
         keep = self.kernel_size[0] - 1
         if keep:
-            past = memory.get(self)
+            past = memory.pop(self, None)
             if past is None:
                 past = x.new_zeros(*x.shape[:2], keep, *x.shape[3:])
             x = torch.cat([past, x], dim=2)
+            del past  # it need not live beside its successor
             memory[self] = x[:, :, -keep:].clone()  # a view would keep the whole chunk alive
         return super().forward(x)
 
@@ -53,7 +54,13 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x.float(), dim=1).to(x.dtype) * (self.scale * self.gamma)
+        unit, gain = F.normalize(x.float(), dim=1).to(x.dtype), self.scale * self.gamma
+        return unit * gain if torch.is_grad_enabled() else unit.mul_(gain)
+
+
+def activated(x: Tensor) -> Tensor:
+    """SiLU of a norm's output, in its place where no gradient needs it: the decoder's peak is made of such copies."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
 class ResidualBlock(nn.Module):
@@ -67,9 +74,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, memory)
-        x = self.conv1(F.silu(self.norm1(x)), memory)
-        x = self.conv2(F.silu(self.norm2(x)), memory)
-        return x + shortcut
+        x = activated(self.norm1(x))
+        x = self.conv1(x, memory)
+        x = activated(self.norm2(x))  # one name, so that what came before is let go
+        x = self.conv2(x, memory)
+        return x.add_(shortcut)
 
 
 class FrameAttention(nn.Module):
@@ -172,7 +181,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x, memory)
         x = self.mid_block(x, memory)
-        return self.conv_out(F.silu(self.norm_out(x)), memory)
+        return self.conv_out(activated(self.norm_out(x)), memory)
 
 
 class UpBlock(nn.Module):
@@ -208,7 +217,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x, memory), memory)
         for block in self.up_blocks:
             x = block(x, memory)
-        return self.conv_out(F.silu(self.norm_out(x)), memory)
+        return self.conv_out(activated(self.norm_out(x)), memory)
 
 
 class VAE(nn.Module):

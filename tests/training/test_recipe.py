@@ -101,3 +101,17 @@ def test_flow_features_tell_left_from_right():
 def test_light_features_do_not_depend_on_length():
     clip = render.to_uint8(render.render(sample(random.Random(1)), frames=9, height=32, width=64))
     assert measures.light_features(clip).shape == (41,)
+
+
+def test_without_emphasis_the_loss_by_tempo_is_the_mean_squared_error():
+    basis, weight = transformer.tempi(9, 1.0)
+    error = torch.randn(2, 3, 9, 4, 5)
+    by_tempo = torch.einsum("kf,bcfhw->bchwk", basis, error)
+    torch.testing.assert_close((weight * by_tempo.square()).mean(), error.square().mean())
+
+
+def test_emphasis_is_on_slow_change_and_leaves_stillness_and_flicker_alone():
+    _, weight = transformer.tempi(21, 4.0)
+    assert weight.mean() == pytest.approx(1.0)
+    assert weight[1] == weight[6] == pytest.approx(4 * float(weight[0]))
+    assert weight[7] == weight[20] == weight[0]
