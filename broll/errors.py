@@ -13,7 +13,22 @@
     │   ├── BadCheckpoint             corrupted, truncated, or of another model
     │   └── BadSnapshot               cannot be continued
     ├── MissingExtra         exit 4   a part of broll that is not installed
-    └── OutputError          exit 5   disk full, folder not writable, codec missing
+    ├── OutputError          exit 5   disk full, folder not writable, codec missing
+    ├── ServiceError         exit 7   what a server answers a client
+    │   ├── NotAuthenticated          no key, or one that does not count
+    │   ├── Forbidden                 a key without this scope
+    │   ├── NotFound                  no such thing, or another tenant's
+    │   ├── NoCredits                 not enough of them
+    │   ├── Conflict                  not in this state
+    │   ├── KeyInFlight               the same Idempotency-Key is being worked on
+    │   ├── KeyReused                 the same Idempotency-Key with other parameters
+    │   ├── TooMany                   requests or jobs at a time
+    │   ├── TooLarge                  a body over the limit
+    │   ├── NotSupported              a part of a foreign API that broll does not have
+    │   └── Unavailable               draining, or the database is away
+    ├── StorageError         exit 5   artifacts cannot be kept
+    ├── ArtifactMissing      exit 5   an artifact that should be there is not
+    └── LeaseLost            exit 7   another dispatcher has this job now; nothing was written
 
 The class docstring is the default text. A message says what was got and what is possible.
 """
@@ -109,3 +124,101 @@ class OutputError(BrollError):
 
     code = "output_error"
     exit_status = 5
+
+
+class ServiceError(BrollError):
+    """The server refused."""
+
+    code = "service_error"
+    exit_status = 7
+
+
+class NotAuthenticated(ServiceError):
+    """An API key is needed: Authorization: Bearer KEY."""
+
+    code = "not_authenticated"
+
+
+class Forbidden(ServiceError):
+    """This key may not do that."""
+
+    code = "forbidden"
+
+
+class NotFound(ServiceError):
+    """There is no such thing."""
+
+    code = "not_found"
+
+
+class NoCredits(ServiceError):
+    """There are not enough credits."""
+
+    code = "no_credits"
+
+
+class Conflict(ServiceError):
+    """That is not possible in this state."""
+
+    code = "conflict"
+
+
+class KeyInFlight(ServiceError):
+    """A request with this Idempotency-Key is being worked on."""
+
+    code = "idempotency_in_flight"
+
+
+class KeyReused(ServiceError):
+    """This Idempotency-Key was used with other parameters."""
+
+    code = "idempotency_mismatch"
+
+
+class TooMany(ServiceError):
+    """Too many requests or jobs; try again later."""
+
+    code = "too_many"
+
+    def __init__(self, message: str | None = None, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooLarge(ServiceError):
+    """The request is too large."""
+
+    code = "too_large"
+
+
+class NotSupported(ServiceError):
+    """broll does not have this."""
+
+    code = "not_supported"
+
+
+class Unavailable(ServiceError):
+    """The service is not available at the moment; try again soon."""
+
+    code = "unavailable"
+
+
+class StorageError(BrollError):
+    """An artifact cannot be stored."""
+
+    code = "storage_error"
+    exit_status = 5
+
+
+class ArtifactMissing(BrollError):
+    """An artifact is not there."""
+
+    code = "artifact_missing"
+    exit_status = 5
+
+
+class LeaseLost(BrollError):
+    """Another dispatcher has this job now."""
+
+    code = "lease_lost"
+    exit_status = 7

@@ -1,20 +1,96 @@
-"""The only reader of the environment.
+"""The only reader of the environment and of broll.toml.
 
-BROLL_MODELS     folder with model checkpoints, one folder each      ~/.cache/broll/models
-BROLL_DATA       folder for pictures and snapshots                   ~/.local/share/broll
-BROLL_THREADS    CPU threads; 0 leaves it to torch
+Each name is a variable BROLL_NAME, or NAME in the file that BROLL_CONFIG names (else ./broll.toml). The environment wins;
+a command's own flag wins over both. A name that is not here is refused.
 """
 
+import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Annotated, Literal
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+Seconds = Annotated[float, Field(gt=0, le=10**9)]
+Network = IPv4Network | IPv6Network
 
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="BROLL_", extra="forbid")
 
-    models: Path = Field(default_factory=lambda: user_cache_path("broll") / "models")
-    data: Path = Field(default_factory=lambda: user_data_path("broll"))
-    threads: int = Field(default=0, ge=0, le=1024)
+    config: Path = Field(default=Path("broll.toml"), description="the file with settings")
+    models: Path = Field(
+        default_factory=lambda: user_cache_path("broll") / "models",
+        description="folder with model checkpoints, one folder each",
+    )
+    data: Path = Field(
+        default_factory=lambda: user_data_path("broll"), description="folder for what broll keeps"
+    )
+    threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the engine; 0: torch decides")
+
+    host: str = Field(default="127.0.0.1", description="address that `broll serve` listens on")
+    port: int = Field(default=8188, ge=0, le=65535, description="and its port")
+    public_url: str | None = Field(default=None, description="how clients reach it; begins output_url")
+    database: SecretStr | None = Field(
+        default=None, description="sqlite:///FILE or postgresql://...; without it a file in `data`"
+    )
+    artifacts: str | None = Field(default=None, description="folder or s3://BUCKET/PREFIX for clips")
+    artifacts_endpoint: str | None = Field(default=None, description="URL of an S3-compatible storage")
+    secret: SecretStr | None = Field(
+        default=None, description="signs URLs and keys; the same for every process; without it one in `data`"
+    )
+    old_secrets: list[SecretStr] = Field(default=[], description="still accepted in signed URLs")
+    admin_key: SecretStr | None = Field(default=None, description="an API key with all scopes, made at start")
+
+    role: Literal["all", "api", "dispatcher"] = Field(default="all", description="what this process does")
+    executor: Literal["local", "ray"] = Field(default="local", description="where jobs run")
+    ray_address: str | None = Field(default=None, description="of the Ray cluster, HOST:PORT")
+    devices: int = Field(default=0, ge=0, le=10_000, description="how many jobs at once; 0: one a GPU, else 1")
+    memory_mb: int = Field(default=0, ge=0, description="memory of a device; 0: what is there")
+    warm: bool = Field(default=True, description="load the default model before the first job")
+
+    lease_s: Seconds = Field(default=30.0, description="a dispatcher not heard of so long loses its jobs")
+    beat_s: Seconds = Field(default=5.0, description="between two heartbeats")
+    poll_s: Seconds = Field(default=2.0, description="between two looks for jobs")
+    snapshot_s: float = Field(default=30.0, ge=0, description="between two snapshots of a job")
+    stage_timeout_s: Seconds = Field(default=3600.0, description="an executor silent so long is killed")
+    drain_s: Seconds = Field(default=60.0, description="for running jobs to be handed back at SIGTERM")
+    max_attempts: int = Field(default=3, ge=1, le=100, description="failed attempts that end a job")
+    backoff_s: Seconds = Field(default=5.0, description="before the second attempt; doubles")
+    warm_age_s: float = Field(default=60.0, ge=0, description="a job waits so long for its model at most")
+    retention_s: Seconds = Field(default=7 * 86_400.0, description="clips are kept so long")
+    upload_s: Seconds = Field(default=86_400.0, description="uploads are kept so long")
+    url_s: Seconds = Field(default=86_400.0, description="life of a signed URL")
+
+    max_seconds: float = Field(default=0, ge=0, le=600, description="longest clip; 0: each model's own")
+    max_body_mb: int = Field(default=40, ge=1, le=1000, description="largest request")
+    network_allow: Annotated[list[Network], NoDecode] = Field(
+        default=[], description="private networks that clients' URLs may point into, CIDR, comma-separated"
+    )
+    price_base: int = Field(default=100, ge=0, description="credits of a 720p clip, before its seconds")
+    price_second: int = Field(default=20, ge=0, description="and for each second")
+    welcome_credits: int = Field(default=100, ge=0, description="for a new tenant")
+    cancel_charge: Literal["used", "free"] = Field(default="used", description="for a job cancelled while running")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="of the JSON log")
+
+    @field_validator("network_allow", mode="before")
+    @classmethod
+    def _networks(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        file = Path(os.environ.get("BROLL_CONFIG", "broll.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)

@@ -1,13 +1,15 @@
 """What several folders of tests share: a place of one's own, and a tiny model."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests import checkpoints
+from broll.jobs.database import Database
+from tests import checkpoints, databases
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +32,24 @@ def place(tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("BROLL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("BROLL_THREADS", "1")
     return work
+
+
+@pytest.fixture(scope="session")
+def postgresql_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with databases.postgresql_server(tmp_path_factory.mktemp("postgresql")) as url:
+        yield url
+
+
+@pytest.fixture(params=databases.KINDS)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database, of either kind."""
+    server = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
+    with databases.empty_database(request.param, tmp_path, server) as url:
+        yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    """The same, with its tables."""
+    with databases.ready_database(database_url) as ready:
+        yield ready

@@ -1,0 +1,1 @@
+"""Keep, order, run, report: the jobs. Knows SQL; knows no torch, no HTTP."""

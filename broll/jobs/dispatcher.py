@@ -1,0 +1,336 @@
+"""Claims jobs and drives executors: one thread a device, and one heartbeat for all of them.
+
+    device thread   claim -> run -> (write what happens) -> complete, fail or give back -> claim
+    heartbeat       keeps the leases, learns of cancels, preemptions and losses, looks after dead dispatchers' jobs
+
+Nothing is written without the lease. What is stored goes first into artifacts under the attempt's own folder, and
+counts only when the row that names it is committed; a kill between the two leaves a file that the sweep removes.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from broll.errors import ArtifactMissing, BrollError, LeaseLost, StorageError
+from broll.events import Clip, Event, Failed, Loaded, Preview, Progress, Snapshot, Stage, Stopped, Work
+from broll.jobs.artifacts import Artifacts
+from broll.jobs.executor import Executor, ExecutorDied
+from broll.jobs.job import Job
+from broll.jobs.leases import Device, Lease, Leases
+from broll.jobs.sweep import Sweeper
+
+KINDS = {"video": ("mp4", "video/mp4"), "thumbnail": ("webp", "image/webp"), "spritesheet": ("webp", "image/webp")}
+
+
+@dataclass
+class Slot:
+    """A device, and what runs on it."""
+
+    device: Device
+    executor: Executor
+    lease: Lease | None = None
+    reason: str = ""  # why it was told to stop: cancel | lost | drain | preempt | timeout
+    heard: float = field(default_factory=time.monotonic)  # when the executor last said anything
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often things happen, in seconds."""
+
+    beat_s: float = 5.0
+    poll_s: float = 2.0
+    progress_s: float = 1.0
+    snapshot_s: float = 30.0
+    stage_timeout_s: float = 3600.0  # without a word from the executor
+    drain_s: float = 30.0
+
+
+class Dispatcher:
+    def __init__(
+        self, leases: Leases, artifacts: Artifacts, slots: Sequence[Slot], pace: Pace, *,
+        sweeper: Sweeper | None = None, wake: threading.Event | None = None,
+        done: Callable[[Job], None] = lambda job: None,
+    ) -> None:  # fmt: skip
+        self.leases, self.artifacts, self.slots, self.pace = leases, artifacts, list(slots), pace
+        self.sweeper, self.wake, self._done = sweeper, wake or threading.Event(), done
+        self._draining = threading.Event()
+        self._log = structlog.get_logger("broll.dispatcher")
+        work = [threading.Thread(target=self._work, args=(slot,), name=slot.device.name) for slot in self.slots]
+        self._workers, self._heart = work, threading.Thread(target=self._beats, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        for thread in (*self._workers, self._heart):
+            thread.daemon = True
+            thread.start()
+
+    def drain(self) -> None:
+        """Claim nothing more; hand running jobs back at their next step; then let the devices go."""
+        self._draining.set()
+        self.wake.set()
+        for slot in self.slots:
+            self._stop(slot, "drain", now=False)
+        until = time.monotonic() + self.pace.drain_s
+        for thread in self._workers:
+            thread.join(max(0.0, until - time.monotonic()))
+        for slot in self.slots:
+            self._stop(slot, "drain", now=True)
+        for thread in self._workers:
+            thread.join(10.0)
+        for slot in self.slots:
+            slot.executor.close()
+
+    # --- one device ---------------------------------------------------------------------------------------
+
+    def _work(self, slot: Slot) -> None:
+        while not self._draining.is_set():
+            self.wake.clear()
+            lease = None
+            with suppress(DBAPIError):  # the database is away: ask again
+                lease = self.leases.claim(slot.device)
+            if lease is None:
+                self.wake.wait(self.pace.poll_s)
+                continue
+            log = self._log.bind(job_id=lease.job.id, device=slot.device.name, attempt=lease.job.attempt)
+            slot.reason, slot.heard, slot.lease = "", time.monotonic(), lease
+            if self._draining.is_set():  # it was claimed while the drain began
+                slot.reason = "drain"
+            try:
+                log.info("claimed")
+                self._run(slot, lease)
+            except LeaseLost:
+                log.warning("lease lost")
+            except Exception:
+                log.exception("the attempt could not be brought to an end; its lease will run out")
+            finally:
+                slot.lease = None
+
+    def _run(self, slot: Slot, lease: Lease) -> None:
+        """Drive one attempt to its end, whatever the end is."""
+        token = lease.token
+        if slot.reason == "drain":
+            self._patiently(lambda: self.leases.hand_back(token, "drain"))
+            return
+        try:
+            final = self._follow(slot, lease)
+        except ExecutorDied as error:
+            self._died(slot, lease, error)
+            return
+        except (StorageError, ArtifactMissing) as error:
+            self._abandon(slot)
+            self._patiently(lambda: self.leases.retry(token, error.code, str(error)))
+            return
+        except (LeaseLost, DBAPIError):
+            self._abandon(slot)
+            raise
+        if isinstance(final, Failed):
+            end = self.leases.retry if final.retryable else self.leases.fail
+            self._patiently(lambda: end(token, final.code, final.message))
+            self._log.warning("failed", job_id=lease.job.id, code=final.code, error=final.message)
+        elif isinstance(final, Stopped):
+            self._stopped(slot, lease)
+        self.wake.set()  # the next one may wait for this tenant's share
+
+    def _follow(self, slot: Slot, lease: Lease) -> Failed | Stopped | Clip:
+        """Write what the executor says; its last word."""
+        writer = Writer(self, lease)
+        with self._closing(slot.executor.run(self._prepare(lease))) as events:
+            if slot.reason:  # told to stop while the work was prepared
+                slot.executor.stop(now=slot.reason != "preempt")
+            for event in events:
+                slot.heard = time.monotonic()
+                if isinstance(event, Loaded):
+                    slot.device = replace(slot.device, warm=event.model)
+                elif isinstance(event, Failed | Stopped):
+                    return event
+                else:
+                    writer.write(event)
+                if isinstance(event, Clip):
+                    return event
+        raise ExecutorDied("the executor said nothing at the end")
+
+    @contextmanager
+    def _closing(self, events: Iterator[Event]) -> Iterator[Iterator[Event]]:
+        try:
+            yield events
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+
+    def _prepare(self, lease: Lease) -> Work:
+        job = lease.job
+        pictures = {}
+        for name in ("image", "last_image"):
+            given = job.spec.get(name)
+            if given:
+                pictures[given["sha256"]] = self.artifacts.get(picture_path(job.tenant_id, given["sha256"]))
+        return Work(
+            job.id, job.model, json.dumps(job.spec), pictures, self._snapshot(job), snapshot_s=self.pace.snapshot_s
+        )
+
+    def _snapshot(self, job: Job) -> bytes | None:
+        """The last one, if it is whole."""
+        if job.snapshot is None:
+            return None
+        with suppress(ArtifactMissing):
+            data = self.artifacts.get(job.snapshot["path"])
+            if hashlib.sha256(data).hexdigest() == job.snapshot["sha256"]:
+                return data
+        self._log.warning("the snapshot is gone or damaged; starting anew", job_id=job.id)
+        return None
+
+    def _stopped(self, slot: Slot, lease: Lease) -> None:
+        if slot.reason == "cancel":
+            self._patiently(lambda: self.leases.cancelled(lease.token))
+        elif slot.reason == "timeout":
+            self._patiently(lambda: self.leases.retry(lease.token, "stage_timeout", self._timeout_text()))
+        elif slot.reason != "lost":
+            self._patiently(lambda: self.leases.hand_back(lease.token, slot.reason or "stopped"))
+
+    def _died(self, slot: Slot, lease: Lease, error: ExecutorDied) -> None:
+        """Killed by us after it did not stop, or by something else."""
+        slot.device = replace(slot.device, warm=None)
+        self._abandon(slot)
+        if slot.reason in ("cancel", "timeout", "drain", "lost"):
+            self._stopped(slot, lease)
+            return
+        self._log.warning("executor died", job_id=lease.job.id, error=str(error))
+        self._patiently(lambda: self.leases.retry(lease.token, error.code, str(error)))
+
+    def _timeout_text(self) -> str:
+        return f"nothing was heard from the executor for {self.pace.stage_timeout_s:.0f} s"
+
+    def _abandon(self, slot: Slot) -> None:
+        """Make sure that nothing runs on the device any more."""
+        slot.executor.close()
+
+    def _patiently(self, write: Callable[[], Any]) -> None:
+        """A write that ends an attempt is worth waiting for a database that is away; for as long as a lease lasts."""
+        until = time.monotonic() + self.leases.policy.lease_s
+        while True:
+            try:
+                write()
+                return
+            except DBAPIError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+
+    # --- all devices --------------------------------------------------------------------------------------
+
+    def _beats(self) -> None:
+        sweep_at = 0.0
+        while True:
+            begin = time.monotonic()
+            with suppress(DBAPIError):
+                self._beat()
+                if self.leases.reap():
+                    self.wake.set()
+                if self.sweeper is not None and begin >= sweep_at:
+                    sweep_at = begin + self.sweeper.every_s
+                    self.sweeper.sweep()
+            time.sleep(max(0.05, self.pace.beat_s - (time.monotonic() - begin)))
+
+    def _beat(self) -> None:
+        leased = {slot.lease.token: slot for slot in self.slots if slot.lease is not None}
+        beats = self.leases.beat(list(leased), [slot.device for slot in self.slots])
+        for token, slot in leased.items():
+            if slot.lease is None or slot.lease.token != token:
+                continue  # it ended while the beat was under way
+            beat = beats.get(token)
+            if beat is None:
+                self._stop(slot, "lost", now=True)
+            elif beat.cancel:
+                self._stop(slot, "cancel", now=True)
+            elif time.monotonic() - slot.heard > self.pace.stage_timeout_s:
+                self._stop(slot, "timeout", now=True)
+            elif beat.preempt:
+                self._stop(slot, "preempt", now=False)
+
+    def _stop(self, slot: Slot, reason: str, *, now: bool) -> None:
+        if slot.lease is None:
+            return
+        if not slot.reason or reason in ("cancel", "lost"):
+            slot.reason = reason
+        slot.executor.stop(now=now)
+
+
+class Writer:
+    """An attempt's events, written: progress at most once a second, the rest at once."""
+
+    def __init__(self, dispatcher: Dispatcher, lease: Lease) -> None:
+        self._d, self._job, self._token = dispatcher, lease.job, lease.token
+        self._folder = f"jobs/{lease.job.id}/{lease.token}"
+        self._percent, self._said = lease.job.percent, 0.0
+        self._snapshot: str | None = None if lease.job.snapshot is None else lease.job.snapshot["path"]
+
+    def write(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self._progress(event)
+        elif isinstance(event, Stage):
+            self._d.leases.stage(self._token, event.name)
+        elif isinstance(event, Preview):
+            path = f"{self._folder}/preview.webp"
+            self._d.artifacts.put(path, event.webp, content_type="image/webp")
+            self._d.leases.write(self._token, preview=path)
+        elif isinstance(event, Snapshot):
+            self._keep(event)
+        elif isinstance(event, Clip):
+            self._complete(event)
+
+    def _progress(self, event: Progress) -> None:
+        self._percent = max(self._percent, event.percent)
+        now = time.monotonic()
+        if now - self._said >= self._d.pace.progress_s:
+            self._said = now
+            self._d.leases.write(self._token, percent=self._percent, left_s=event.left_s)
+
+    def _keep(self, event: Snapshot) -> None:
+        """The new one is kept and named before the old one is forgotten."""
+        path = f"{self._folder}/{event.step:04d}.snapshot"
+        self._d.artifacts.put(path, event.data)
+        facts = {"path": path, "sha256": event.sha256, "step": event.step}
+        self._d.leases.write(self._token, snapshot=json.dumps(facts), percent=self._percent)
+        if self._snapshot is not None and self._snapshot != path:
+            with suppress(BrollError):
+                self._d.artifacts.delete(self._snapshot)
+        self._snapshot = path
+
+    def _complete(self, event: Clip) -> None:
+        self._d.leases.stage(self._token, "deliver")
+        files = {}
+        for variant, data in event.files.items():
+            ending, kind = KINDS[variant]
+            path = f"{self._folder}/{variant}.{ending}"
+            self._d.artifacts.put(path, data, content_type=kind)
+            digest = hashlib.sha256(data).hexdigest()
+            files[variant] = {"path": path, "bytes": len(data), "sha256": digest, "type": kind}
+        done = lambda: self._d.leases.complete(  # noqa: E731
+            self._token, files, resumed_elsewhere=event.resumed_elsewhere
+        )
+        self._d._patiently(done)
+        with suppress(BrollError, DBAPIError):
+            self._remember(event)
+            for path in (self._snapshot, f"{self._folder}/preview.webp"):
+                if path is not None:
+                    self._d.artifacts.delete(path)
+        self._d._done(self._job)
+
+    def _remember(self, event: Clip) -> None:
+        spec = self._job.spec
+        if event.steps > 1:
+            forwards = event.steps * (1 if spec["guidance"] == 1 else 2)
+            shape = f"{spec['width']}x{spec['height']}x{spec['frames']}"
+            self._d.leases.remember(self._job, shape, event.denoise_s / forwards, event.decode_s)
+
+
+def picture_path(tenant: str, sha256: str) -> str:
+    return f"pictures/{tenant}/{sha256}.png"

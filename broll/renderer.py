@@ -1,0 +1,293 @@
+"""A warm model on one device: Work in, events out. `python -m broll.renderer` is the local executor's child.
+
+    Loaded, Stage encode, Stage denoise, (Progress, Preview, Snapshot)*, Stage decode, Progress*, Stage finish, Clip
+
+A snapshot is also made after the last step: whoever goes on from it only decodes. Asked to stop now, it stops between two
+blocks or two latents; else at the next step, with a snapshot.
+"""
+# ruff: noqa: PLC0415  torch is loaded by the process that needs it
+
+import contextlib
+import io
+import os
+import queue
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from broll import catalog, wiring
+from broll.errors import BadSnapshot, BrollError, OutputError
+from broll.events import (
+    Clip,
+    Event,
+    Failed,
+    Loaded,
+    Preview,
+    Progress,
+    Snapshot,
+    Stage,
+    Stop,
+    Stopped,
+    Work,
+    pack,
+    unpack,
+)
+from broll.settings import Settings
+from broll.spec import Artifact, VideoSpec
+
+if TYPE_CHECKING:
+    from broll.engine.config import ModelConfig
+    from broll.engine.load import Parts
+    from broll.engine.sampler import Step
+
+# Percent of a job that is done when a stage begins: a fixed scale, so that progress never runs backwards.
+BEGINS = {"encode": 0.0, "denoise": 2.0, "decode": 88.0, "finish": 98.0}
+PREVIEW_S = 1.0
+SNAPSHOT_SHARE = 0.02  # of the time that denoising takes: a snapshot costs something too
+
+
+class Interrupted(Exception):  # noqa: N818  an order, not an error
+    """Asked to stop now."""
+
+
+@dataclass
+class Flag:
+    """How the running work is told to stop; set by another thread."""
+
+    soon: bool = False
+    now: bool = False
+
+    def check(self) -> None:
+        if self.now:
+            raise Interrupted
+
+
+@dataclass
+class Renderer:
+    settings: Settings
+    _warm: "tuple[str, ModelConfig, Parts] | None" = None
+    _decode_s: dict[tuple[Any, ...], float] = field(default_factory=dict)  # by model and shape
+
+    def run(self, work: Work, flag: Flag) -> Iterator[Event]:
+        """Everything that happens, and how it ended."""
+        try:
+            yield from self._run(work, flag)
+        except Interrupted:
+            yield Stopped()
+        except BrollError as error:
+            yield Failed(error.code, str(error), retryable=isinstance(error, OutputError))
+        except Exception as error:  # the one broad except: whatever it was, the job must hear of it
+            traceback.print_exc()
+            yield failure(error)
+
+    def _run(self, work: Work, flag: Flag) -> Iterator[Event]:
+        spec = VideoSpec.model_validate_json(work.spec)
+        begin = time.perf_counter()
+        config, parts = self._load(work.model)
+        yield Loaded(work.model, time.perf_counter() - begin)
+        flag.check()
+        interruptible(parts, flag)
+        with tempfile.TemporaryDirectory(prefix="broll-") as name:
+            yield from Run(self, work, spec, config, parts, flag, Path(name)).events()
+
+    def _load(self, name: str) -> "tuple[ModelConfig, Parts]":
+        if self._warm is None or self._warm[0] != name:
+            self._warm = None  # frees before it loads
+            wiring.use_threads(self.settings)
+            found = catalog.find(self.settings, name)
+            config = wiring.describe(found)
+            self._warm = (name, config, wiring.load(found, config))
+        return self._warm[1], self._warm[2]
+
+
+def interruptible(parts: "Parts", flag: Flag) -> None:
+    from broll.engine.interrupt import Interruptible
+
+    parts.transformer.stack = Interruptible(parts.transformer, flag.check)
+
+
+@dataclass
+class Run:
+    """One attempt, and what it has seen so far."""
+
+    renderer: Renderer
+    work: Work
+    spec: VideoSpec
+    config: "ModelConfig"
+    parts: "Parts"
+    flag: Flag
+    folder: Path
+    times: list[float] = field(default_factory=list)  # of the start and of each step
+    kept: float = field(default_factory=time.monotonic)  # when the last snapshot was made
+    shown: float = 0.0  # when the last preview was
+
+    def events(self) -> Iterator[Event]:
+        from broll.engine.pipeline import Frames
+        from broll.engine.sampler import Step
+
+        resume = self._resume()
+        stills = wiring.Stills(self.spec.frames or 1)
+        yield Stage("encode")
+        self.times.append(time.perf_counter())
+        made = wiring.make_clip(
+            self.spec, self.parts, self.folder / "clip.mp4", format="mp4",
+            pictures=self._pictures(), resume=resume,
+        )  # fmt: skip
+        decoding = None
+        with contextlib.closing(made):  # type: ignore[type-var]
+            for event in made:
+                self.flag.check()
+                if isinstance(event, Step):
+                    yield from self._step(event)
+                    if self.flag.soon:
+                        yield Stopped()
+                        return
+                elif isinstance(event, Frames):
+                    if decoding is None:
+                        decoding = time.perf_counter()
+                        yield Stage("decode")
+                    stills.add(event.first, wiring.to_rgb(event))
+                    yield self._frames(event.first + event.frames.shape[1], decoding)
+                    if self.flag.soon:
+                        yield Stopped()
+                        return
+                else:
+                    assert decoding is not None
+                    yield Stage("finish")
+                    yield self._clip(event, stills, time.perf_counter() - decoding)
+
+    def _resume(self) -> Any:
+        if self.work.snapshot is None:
+            return None
+        path = self.folder / "resume"
+        path.write_bytes(self.work.snapshot)
+        try:
+            snapshot = wiring.read_snapshot(path)
+            wiring.check_snapshot(path, snapshot, self.config)
+        except BadSnapshot as error:
+            print(f"broll: the job starts anew: {error}", file=sys.stderr)
+            return None
+        return snapshot
+
+    def _pictures(self) -> list[wiring.Picture]:
+        from PIL import Image
+
+        return [
+            wiring.Picture(Artifact.of(png), Image.open(io.BytesIO(png)).convert("RGB"), png)
+            for png in self.work.pictures.values()
+        ]
+
+    def _step(self, step: "Step") -> Iterator[Event]:
+        if len(self.times) == 1:
+            yield Stage("denoise")
+        now = time.perf_counter()
+        self.times.append(now)
+        steps = self.spec.steps or 1
+        step_s = (now - self.times[0]) / (len(self.times) - 1)
+        left_s = (steps - step.index - 1) * step_s + self.renderer._decode_s.get(self._shape(), step_s)
+        share = (BEGINS["decode"] - BEGINS["denoise"]) * (step.index + 1) / steps
+        yield Progress("denoise", step.index + 1, steps, BEGINS["denoise"] + share, left_s)
+        every_s = max(self.work.snapshot_s, SNAPSHOT_SHARE * steps * step_s)
+        if step.index + 1 == steps or self.flag.soon or time.monotonic() - self.kept >= every_s:
+            yield self._snapshot(step)
+        if time.monotonic() - self.shown >= PREVIEW_S:
+            self.shown = time.monotonic()
+            yield Preview(self._preview(step))
+
+    def _snapshot(self, step: "Step") -> Snapshot:
+        path = self.folder / "snapshot"
+        wiring.save_snapshot(path, self.spec, self.parts, step)
+        self.kept = time.monotonic()
+        return Snapshot.of(step.index, path.read_bytes())
+
+    def _preview(self, step: "Step") -> bytes:
+        """The middle of the clip as it looks so far, from the latents alone."""
+        from PIL import Image
+
+        from broll.engine.preview import preview
+
+        frames = preview(step.x0, self.config.preview)
+        size = ((self.spec.width or 2) // 2, (self.spec.height or 2) // 2)
+        picture = Image.fromarray(frames[len(frames) // 2].numpy()).resize(size, Image.Resampling.BICUBIC)
+        return webp(picture, quality=60)
+
+    def _shape(self) -> tuple[Any, ...]:
+        return self.spec.model, self.spec.width, self.spec.height, self.spec.frames
+
+    def _frames(self, done: int, begin: float) -> Progress:
+        frames = self.spec.frames or 1
+        share = (BEGINS["finish"] - BEGINS["decode"]) * done / frames
+        left_s = (time.perf_counter() - begin) / done * (frames - done)
+        return Progress("decode", done, frames, BEGINS["decode"] + share, left_s)
+
+    def _clip(self, made: Any, stills: wiring.Stills, decode_s: float) -> Clip:
+        from broll.media import sheets
+
+        self.renderer._decode_s[self._shape()] = decode_s
+        files = {
+            "video": made.path.read_bytes(),
+            "thumbnail": webp(sheets.poster(stills.kept)),
+            "spritesheet": webp(sheets.contact_sheet(stills.kept)),
+        }
+        denoise_s = self.times[-1] - self.times[0]
+        return Clip(
+            files, made.record.model_dump_json(exclude_none=True), denoise_s, decode_s, len(self.times) - 1,
+            made.record.resumed_elsewhere,
+        )  # fmt: skip
+
+
+def webp(picture: Any, quality: int = 80) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=quality)
+    return buffer.getvalue()
+
+
+def failure(error: Exception) -> Failed:
+    """Memory will not suffice the next time either; a GPU that failed needs a new process; the rest may pass."""
+    text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "out of memory" in text:
+        return Failed("out_of_memory", "the memory of this device does not suffice for this clip")
+    if isinstance(error, RuntimeError) and "CUDA" in text:
+        sys.stderr.flush()
+        os._exit(70)  # the dispatcher starts another child
+    if isinstance(error, ImportError):
+        return Failed("missing_extra", f"{error.name} is not installed on this device's machine")
+    return Failed("internal_error", f"{type(error).__name__}: {text}"[:500], retryable=True)
+
+
+def serve_child() -> None:
+    """Messages on stdin, events on stdout. Whatever a library prints goes to stderr."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    waiting: queue.Queue[Work] = queue.Queue()
+    flag = Flag()
+
+    def listen() -> None:
+        for message in unpack(sys.stdin.buffer):
+            if isinstance(message, Stop):
+                flag.soon, flag.now = True, message.now
+            else:
+                flag.soon = flag.now = False  # here, so that a Stop right behind its Work is not lost
+                waiting.put(message)
+        os._exit(0)  # the dispatcher is gone
+
+    threading.Thread(target=listen, daemon=True).start()
+    renderer = Renderer(Settings())
+    while True:
+        for event in renderer.run(waiting.get(), flag):
+            out.write(pack(event))
+            out.flush()
+
+
+if __name__ == "__main__":
+    try:
+        serve_child()
+    except BrollError as error:
+        sys.exit(str(error))

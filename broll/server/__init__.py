@@ -1,0 +1,1 @@
+"""HTTP in front of the jobs. Knows no engine, no torch."""
