@@ -7,6 +7,7 @@ checkpoint there is a model too, and nano comes with the distribution broll-nano
 import contextlib
 import importlib.util
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,3 +155,26 @@ def device() -> "torch.device":
     import torch  # noqa: PLC0415  names answer at once; torch takes seconds
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory(where: "torch.device") -> int:
+    """Bytes that can still be used."""
+    import torch  # noqa: PLC0415
+
+    return int(torch.cuda.mem_get_info(where)[0]) if where.type == "cuda" else free_main_memory()
+
+
+def free_main_memory() -> int:
+    """What the system says is available, or what the container's limit leaves, whichever is less."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
+        free = min(free, int(limit) - int(used))
+    except (OSError, ValueError):  # no such group, or no limit: "max"
+        pass
+    return max(0, free)

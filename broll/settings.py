@@ -55,7 +55,6 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(default=None, description="of the Ray cluster, HOST:PORT")
     devices: int = Field(default=0, ge=0, le=10_000, description="how many jobs at once; 0: one a GPU, else 1")
     memory_mb: int = Field(default=0, ge=0, description="memory of a device; 0: what is there")
-    warm: bool = Field(default=True, description="load the default model before the first job")
 
     lease_s: Seconds = Field(default=30.0, description="a dispatcher not heard of so long loses its jobs")
     beat_s: Seconds = Field(default=5.0, description="between two heartbeats")

@@ -1,6 +1,7 @@
 """`broll`: the commands, and how each ends.
 
-    0 done   2 bad request   3 model files   4 not installed   5 output   6 memory   130 Ctrl-C   143 SIGTERM
+    0 done   2 bad request   3 model files   4 not installed   5 output   6 memory   7 server
+    130 Ctrl-C   143 SIGTERM
 
 An error is one line on stderr, `broll: error [code]: message`; with --json also an object on stdout. Commands
 import what they need when they run, so that `broll --help` answers at once.
@@ -16,11 +17,15 @@ from typing import Annotated
 import typer
 
 from broll import __version__
-from broll.cli import doctor, generate, inspect, models
+from broll.cli import doctor, generate, inspect, jobs, models, serve
 from broll.cli.output import one_line, say
 from broll.errors import BadOption, BrollError, MissingExtra, OutputError
 
 UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+SERVER = {
+    "sqlalchemy", "alembic", "fastapi", "uvicorn", "structlog", "obstore", "limits", "prometheus_client", "starlette",
+    "standardwebhooks", "python_multipart",
+}  # fmt: skip
 ENGINE = {"torch", "transformers", "tokenizers", "safetensors", "ftfy", "jaxtyping", "sentencepiece", "av"}
 
 app = typer.Typer(
@@ -34,9 +39,13 @@ app = typer.Typer(
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
+app.command("serve")(serve.serve)
 models_app = typer.Typer(help="Which models are here, and which can be had.", no_args_is_help=True)
 models_app.command("list")(models.list_models)
 app.add_typer(models_app, name="models")
+app.add_typer(jobs.jobs_app, name="jobs")
+app.add_typer(serve.keys_app, name="keys")
+app.add_typer(serve.credits_app, name="credits")
 
 
 class OutOfMemory(BrollError):
@@ -93,6 +102,10 @@ def translate(error: Exception) -> BrollError | None:  # noqa: PLR0911  one line
         return BadOption(getattr(error, "message", "") or "a command is missing: see broll --help")
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in ENGINE:
         return MissingExtra(f'{error.name} is not installed; to get it: pip install "broll[engine]"')
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] in SERVER:
+        return MissingExtra(f'{error.name} is not installed; to get it: pip install "broll[server]"')
+    if isinstance(error, ImportError) and error.name == "psycopg":
+        return MissingExtra('psycopg is not installed; to get it: pip install "broll[cluster]"')
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
         return OutOfMemory()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):

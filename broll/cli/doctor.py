@@ -76,7 +76,7 @@ def device_checks(settings: "Settings") -> Iterator[Check]:
 
 
 def memory_checks(settings: "Settings") -> Iterator[Check]:
-    from broll.cli.forecast import free_main_memory
+    from broll.catalog import free_main_memory
 
     free = free_main_memory()
     status = "ok" if free > 3e9 else "warn"

@@ -5,9 +5,7 @@ last ran here (`data/timings.json`); before that, it is guessed from a short mat
 """
 
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from broll import catalog, wiring
@@ -52,7 +50,7 @@ def forecast(spec: VideoSpec, config: ModelConfig, settings: Settings) -> Foreca
         "decode": SHARE["decode"] * engine.matrix_rate(torch.float32, where, seconds=0.1),
     }
     denoise_s, decode_s = cost.denoise_flops / rate["denoise"], cost.decode_flops / rate["decode"]
-    return Forecast(cost, denoise_s, decode_s, free_memory(where), seen is not None)
+    return Forecast(cost, denoise_s, decode_s, catalog.free_memory(where), seen is not None)
 
 
 def rates(settings: Settings) -> dict[str, dict[str, float]]:
@@ -76,26 +74,3 @@ def remember(settings: Settings, name: str, cost: "Estimate", denoise_s: float, 
         wiring.write_whole(settings.data / "timings.json", text.encode())
     except OutputError:
         return
-
-
-def free_memory(where: "torch.device") -> int:
-    """Bytes that can still be used."""
-    import torch
-
-    return int(torch.cuda.mem_get_info(where)[0]) if where.type == "cuda" else free_main_memory()
-
-
-def free_main_memory() -> int:
-    """What the system says is available, or what the container's limit leaves, whichever is less."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-        free = min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no such group, or no limit: "max"
-        pass
-    return max(0, free)

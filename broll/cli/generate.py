@@ -17,6 +17,7 @@ import typer
 
 from broll.cli.output import duration, gigabytes, say
 from broll.cli.stop import Stop, Stopped, stoppable
+from broll.errors import BadOption
 
 if TYPE_CHECKING:
     from broll.cli.forecast import Forecast
@@ -31,7 +32,7 @@ EXAMPLES = (
     'broll generate "aerial drone shot slowly circling a lighthouse, golden hour"    '
     "broll generate --like clip.mp4 --seed 7"
 )
-What, How, Where, Again = "What", "How", "Where it goes", "Again"
+What, How, Where, Again, There = "What", "How", "Where it goes", "Again", "On a server"
 
 
 def generate(
@@ -88,13 +89,24 @@ def generate(
     like: Annotated[
         Path | None, typer.Option(help="Repeat this clip; other options change it.", rich_help_panel=Again)
     ] = None,
+    server: Annotated[
+        str | None, typer.Option(help="Make it there: address of a broll serve.", rich_help_panel=There)
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="API key; else BROLL_KEY.", rich_help_panel=There)] = None,
 ) -> None:
     """Make a clip from a prompt."""
-    typed = locals()  # exactly the options, under the names of `Options`
+    typed = dict(locals())  # exactly the options, under the names of `Options`, and where
+    from broll.cli import remote
     from broll.cli.request import Options
 
+    del typed["server"], typed["key"]
+    if key is not None and server is None:
+        raise BadOption("--key is for a server: give --server too")
     with stoppable() as stop:
-        run(Options(**typed), stop)
+        if server is not None:
+            remote.generate(Options(**typed), server, key, stop)
+        else:
+            run(Options(**typed), stop)
 
 
 def run(options: "Options", stop: Stop) -> None:

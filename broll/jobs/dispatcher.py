@@ -61,7 +61,7 @@ class Dispatcher:
     ) -> None:  # fmt: skip
         self.leases, self.artifacts, self.slots, self.pace = leases, artifacts, list(slots), pace
         self.sweeper, self.wake, self._done = sweeper, wake or threading.Event(), done
-        self._draining = threading.Event()
+        self._draining, self._closed = threading.Event(), threading.Event()
         self._log = structlog.get_logger("broll.dispatcher")
         work = [threading.Thread(target=self._work, args=(slot,), name=slot.device.name) for slot in self.slots]
         self._workers, self._heart = work, threading.Thread(target=self._beats, name="heartbeat", daemon=True)
@@ -86,6 +86,8 @@ class Dispatcher:
             thread.join(10.0)
         for slot in self.slots:
             slot.executor.close()
+        self._closed.set()
+        self._heart.join(10.0)
 
     # --- one device ---------------------------------------------------------------------------------------
 
@@ -228,7 +230,7 @@ class Dispatcher:
 
     def _beats(self) -> None:
         sweep_at = 0.0
-        while True:
+        while not self._closed.is_set():
             begin = time.monotonic()
             with suppress(DBAPIError):
                 self._beat()
@@ -237,7 +239,7 @@ class Dispatcher:
                 if self.sweeper is not None and begin >= sweep_at:
                     sweep_at = begin + self.sweeper.every_s
                     self.sweeper.sweep()
-            time.sleep(max(0.05, self.pace.beat_s - (time.monotonic() - begin)))
+            self._closed.wait(max(0.05, self.pace.beat_s - (time.monotonic() - begin)))
 
     def _beat(self) -> None:
         leased = {slot.lease.token: slot for slot in self.slots if slot.lease is not None}

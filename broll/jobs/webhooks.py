@@ -77,7 +77,7 @@ def create_endpoint(c: Connection, tenant: str, url: str, events: Iterable[str])
         raise Conflict(f"there are {MAX_ENDPOINTS} webhook endpoints already, which is the limit")
     endpoint, secret = ids.new("we"), new_secret()
     row = {"id": endpoint, "tenant_id": tenant, "url": url, "events": json.dumps(wanted)}
-    c.execute(sa.insert(endpoints).values(**row, secrets=_packed([secret]), created_at=now()))
+    c.execute(sa.insert(endpoints).values(**row, secrets=_packed(secret), created_at=now()))
     return endpoint, secret
 
 
@@ -149,16 +149,18 @@ def default_secret(c: Connection, tenant: str) -> str:
 
 
 def rotate_default_secret(c: Connection, tenant: str, *, overlap_s: float = OVERLAP_S) -> str:
-    return _rotate(c, _default(c, tenant), overlap_s)
+    return _rotate(c, _default(c, tenant, lock=True), overlap_s)
 
 
-def _default(c: Connection, tenant: str) -> Any:
+def _default(c: Connection, tenant: str, *, lock: bool = False) -> Any:
     """The row that holds it: an endpoint without a URL, which nothing is sent to."""
-    row = {"id": f"we_default_{tenant}", "tenant_id": tenant, "url": "", "events": "[]", "one_off": False}
-    row |= {"secrets": _packed([new_secret()]), "created_at": outbox.clock(c)}
-    make = sqlite.insert if c.dialect.name == "sqlite" else postgresql.insert
-    c.execute(make(endpoints).values(**row).on_conflict_do_nothing())
-    return c.execute(sa.select(endpoints).where(endpoints.c.id == row["id"]).with_for_update()).one()
+    name = f"we_default_{tenant}"
+    query = sa.select(endpoints).where(endpoints.c.id == name)
+    if c.execute(query).first() is None:
+        row = {"id": name, "tenant_id": tenant, "url": "", "events": "[]", "secrets": _packed(new_secret())}
+        make = sqlite.insert if c.dialect.name == "sqlite" else postgresql.insert
+        c.execute(make(endpoints).values(**row, created_at=now(), one_off=False).on_conflict_do_nothing())
+    return c.execute(query.with_for_update() if lock else query).one()
 
 
 def _rotate(c: Connection, row: Any, overlap_s: float) -> str:
@@ -175,8 +177,8 @@ def _rotate(c: Connection, row: Any, overlap_s: float) -> str:
     return secret
 
 
-def _packed(fresh: list[str]) -> str:
-    return json.dumps([{"secret": secret, "until": None} for secret in fresh])
+def _packed(secret: str) -> str:
+    return json.dumps([{"secret": secret, "until": None}])
 
 
 def _signing(c: Connection, packed: str) -> tuple[str, ...]:
@@ -190,7 +192,9 @@ def _signing(c: Connection, packed: str) -> tuple[str, ...]:
 
 def any_due(c: Connection) -> bool:
     """A look that locks nothing, before `due` takes the write lock."""
-    return bool(c.execute(sa.select(sa.exists(sa.select(deliveries.c.id).select_from(PAIR).where(*DUE)))).scalar())
+    return bool(
+        c.execute(sa.select(sa.exists(sa.select(deliveries.c.id).select_from(PAIR).where(*DUE)))).scalar()
+    )
 
 
 def lag(c: Connection) -> float:
@@ -306,13 +310,24 @@ def _enqueue(c: Connection, endpoint: Any, delivery: str, kind: str, body: str, 
     if endpoint.disabled_at is not None:
         raise Conflict("this webhook endpoint is disabled, because it answered 410; create it anew")
     row = {"id": delivery, "endpoint_id": endpoint.id, "tenant_id": endpoint.tenant_id, "job_id": job}
-    row |= {"type": kind, "body": body, "state": "pending", "attempt": 0, "next_at": now(), "created_at": now()}
+    row |= {
+        "type": kind,
+        "body": body,
+        "state": "pending",
+        "attempt": 0,
+        "next_at": now(),
+        "created_at": now(),
+    }
     c.execute(sa.insert(deliveries).values(**row))
     return delivery
 
 
 def _delivery(c: Connection, tenant: str, endpoint: str, delivery: str) -> Any:
-    own = (deliveries.c.id == delivery, deliveries.c.endpoint_id == endpoint, deliveries.c.tenant_id == tenant)
+    own = (
+        deliveries.c.id == delivery,
+        deliveries.c.endpoint_id == endpoint,
+        deliveries.c.tenant_id == tenant,
+    )
     row = c.execute(sa.select(deliveries).where(*own)).first()
     if row is None:
         raise NotFound(f"there is no delivery {delivery[:64]!r} of this webhook endpoint")

@@ -1,0 +1,121 @@
+"""A client's wishes to a spec that a model can make: the server's side of `pipeline.resolve`.
+
+A size that the model cannot make becomes its nearest of the same aspect, and that is said; a length that it
+cannot make is refused, naming the longest.
+"""
+# ruff: noqa: PLC0415  torch comes with the first plan
+
+import io
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from broll import catalog, wiring
+from broll.engine.config import PUBLISHED, ModelConfig
+from broll.errors import BadOption, ModelMissing
+from broll.server.deps import Card, Plan
+from broll.settings import Settings
+from broll.spec import VideoSpec, parse
+
+
+class Planner:
+    """What can be made with the models of this machine, or with those that devices elsewhere have."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._configs: dict[str, ModelConfig] = {}
+        self._memory: dict[tuple[Any, ...], int] = {}
+        self._one = threading.Lock()  # torch's meta device is set for a whole thread; counting takes a moment
+
+    def names(self) -> list[str]:
+        return list(catalog.installed(self._settings))
+
+    def cards(self) -> list[Card]:
+        found = []
+        for name in self.names():
+            config = self.config(name)
+            frames = self._longest(config)
+            seconds = round(frames / config.defaults.fps, 2)
+            found.append(Card(name, config.task, config.defaults.size, seconds, config.defaults.fps))
+        return found
+
+    def config(self, name: str) -> ModelConfig:
+        if name not in self._configs:
+            try:
+                self._configs[name] = wiring.describe(catalog.find(self._settings, name))
+            except ModelMissing:
+                if self._settings.role != "api" or name not in PUBLISHED:
+                    raise
+                self._configs[name] = PUBLISHED[name]  # devices elsewhere may have it
+        return self._configs[name]
+
+    def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Plan:
+        given = {name: value for name, value in fields.items() if value is not None}
+        seconds = given.pop("seconds", None)
+        given["model"] = self._name(given)
+        config = self.config(given["model"])
+        notes = []
+        if "width" in given or "height" in given:
+            note = self._fit(given, config)
+            notes += [note] if note else []
+        if seconds is not None:
+            given["frames"] = self._frames(seconds, config)
+        elif given.get("frames", 0) > self._longest(config):
+            raise BadOption(f"frames is {given['frames']}; {config.name} makes at most {self._longest(config)}")
+        first = given.get("image")
+        picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
+        from broll.engine import pipeline
+
+        spec = pipeline.resolve(parse(**given), config, picture=picture)
+        return Plan(spec, self._memory_mb(spec, config), tuple(notes))
+
+    def _name(self, given: Mapping[str, Any]) -> str:
+        if "model" in given:
+            wanted = str(given["model"])
+            name = catalog.published_name(wanted) or wanted
+            if name not in self.names() and self._settings.role != "api":
+                catalog.find(self._settings, name if "/" not in name else "?" + name)  # says what is possible
+            return name
+        task = "flf2v" if "last_image" in given else "i2v" if "image" in given else "t2v"
+        return catalog.best(self._settings, task).name  # type: ignore[arg-type]
+
+    def _fit(self, given: dict[str, Any], config: ModelConfig) -> str | None:
+        """The nearest size of the same aspect that the model can make."""
+        if "width" not in given or "height" not in given:
+            raise BadOption("width and height go together; only one of them was given")
+        width, height = given["width"], given["height"]
+        if width < 1 or height < 1:
+            raise BadOption(f"size is {width}x{height}; both sides are at least 1")
+        step, most = config.size_multiple, config.defaults.max_area
+        shrink = min(1.0, (most / (width * height)) ** 0.5)
+        made = [max(step, round(side * shrink / step) * step) for side in (width, height)]
+        while made[0] * made[1] > 2 * most and max(made) > step:
+            made[made.index(max(made))] -= step
+        given["width"], given["height"] = made
+        if made == [width, height]:
+            return None
+        return f"{width}x{height} became {made[0]}x{made[1]}, the nearest that {config.name} makes"
+
+    def _longest(self, config: ModelConfig) -> int:
+        limit = round(self._settings.max_seconds * config.defaults.fps)
+        return max(config.defaults.frames, 4 * (limit // 4) + 1)
+
+    def _frames(self, seconds: float, config: ModelConfig) -> int:
+        frames = max(1, 4 * round((seconds * config.defaults.fps - 1) / 4) + 1)
+        longest = self._longest(config)
+        if frames > longest:
+            most = (longest - 1) / config.defaults.fps
+            raise BadOption(f"seconds is {seconds:g}; {config.name} makes clips of at most {most:g} seconds")
+        return frames
+
+    def _memory_mb(self, spec: VideoSpec, config: ModelConfig) -> int:
+        from broll.engine.estimate import estimate
+
+        key = (spec.model, spec.width, spec.height, spec.frames)
+        if key not in self._memory:
+            linears = wiring.precision(config, catalog.device()).linears
+            with self._one:
+                self._memory[key] = estimate(spec, config, linears=linears).memory_bytes // 10**6
+        return self._memory[key]

@@ -1,0 +1,85 @@
+"""The application: routes, errors, the envelope around them, and the pages that machines ask for."""
+
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import PlainTextResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from broll import __version__
+from broll.errors import BrollError, Unavailable
+from broll.server import (
+    account_routes,
+    content_routes,
+    job_routes,
+    openai_routes,
+    problems,
+    schemas,
+    webhook_routes,
+)
+from broll.server.deps import Service, ServiceDep, authenticated
+from broll.server.envelope import Envelope
+from broll.server.metrics import Metrics
+
+LOOPBACK = {"127.0.0.1", "::1", "testclient"}
+
+
+def build(service: Service) -> FastAPI:
+    """The HTTP side of a service."""
+    app = FastAPI(
+        title="broll", version=__version__, description="Text or an image in, a finished clip out.",
+        openapi_url="/openapi.json", docs_url="/docs", redoc_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    app.state.metrics = Metrics(service.database)
+    problems.install(app)
+    for part in (job_routes, content_routes, account_routes, webhook_routes, openai_routes):
+        app.include_router(part.router)
+    _health(app)
+    app.add_middleware(Envelope, max_body=service.settings.max_body_mb * 10**6, metrics=app.state.metrics)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    return app
+
+
+def _health(app: FastAPI) -> None:
+    @app.get("/livez", tags=["health"], response_class=PlainTextResponse)
+    def livez() -> str:
+        """The process answers."""
+        return "ok"
+
+    @app.get("/readyz", tags=["health"], response_class=PlainTextResponse, responses=problems.documented(503))
+    def readyz(service: ServiceDep) -> str:
+        """The database and the storage answer too, and the process is not on its way out."""
+        if service.draining.is_set():
+            raise Unavailable("draining")
+        try:
+            with service.database.read() as c:
+                c.execute(sa.select(1))
+            service.artifacts.check()
+        except (SQLAlchemyError, BrollError) as error:
+            raise Unavailable(f"not ready: {type(error).__name__}") from error
+        return "ok"
+
+    @app.get(
+        "/metrics", tags=["health"], response_class=PlainTextResponse, responses=problems.documented(401, 403, 429)
+    )
+    def metrics(request: Request, service: ServiceDep) -> Response:
+        """For Prometheus: from this machine, or with an admin key."""
+        if request.client is None or request.client.host not in LOOPBACK:
+            authenticated(request, service).need("admin")
+        return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI, with the bodies that routes read themselves and the problem that every error is."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        known = document.setdefault("components", {}).setdefault("schemas", {})
+        for model in (schemas.Problem, schemas.Generate, openai_routes.Create):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            known |= schema.pop("$defs", {})
+            known[model.__name__] = schema
+        app.openapi_schema = document
+    return app.openapi_schema

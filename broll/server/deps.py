@@ -1,0 +1,131 @@
+"""What routes are given: the service's parts, and who is asking."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import limits
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+
+from broll.errors import NotAuthenticated, TooMany
+from broll.jobs import keys
+from broll.jobs.artifacts import Artifacts
+from broll.jobs.database import Database
+from broll.jobs.keys import Caller
+from broll.jobs.store import Store
+from broll.server.guard import Guard
+from broll.server.signing import Signer
+from broll.settings import Settings
+from broll.spec import VideoSpec
+
+if TYPE_CHECKING:
+    from broll.server.webhooks import WebhookSender
+
+REMEMBER_S = 5.0  # a revoked key works so long at most
+bearer = HTTPBearer(auto_error=False, description="An API key: `broll keys create`")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model as clients see it."""
+
+    id: str
+    task: str
+    size: tuple[int, int]
+    max_seconds: float
+    fps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A resolved spec, what it needs, and what was changed of what was asked."""
+
+    spec: VideoSpec
+    memory_mb: int
+    notes: tuple[str, ...] = ()
+
+
+class Models(Protocol):
+    """What can be made here. `wiring`'s side of it knows the engine."""
+
+    def cards(self) -> list[Card]: ...
+
+    def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Plan:
+        """Resolve a request: `fields` of VideoSpec (and `seconds`), pictures as PNG by sha256."""
+
+
+@dataclass
+class Service:
+    settings: Settings
+    database: Database
+    store: Store
+    artifacts: Artifacts
+    models: Models
+    guard: Guard
+    signer: Signer
+    pepper: bytes
+    sender: "WebhookSender"
+    wake: threading.Event  # a job is waiting
+    draining: threading.Event = field(default_factory=threading.Event)
+    limiter: limits.strategies.MovingWindowRateLimiter = field(
+        default_factory=lambda: limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
+    )
+    known: dict[str, tuple[float, Caller]] = field(default_factory=dict)
+
+    def caller(self, key: str) -> Caller:
+        """Whose key this is; remembered for a moment, so that a thousand pollers do not ask the database each time."""
+        now = time.monotonic()
+        at, found = self.known.get(key, (0.0, None))
+        if found is None or now - at > REMEMBER_S:
+            with self.database.read() as c:
+                found = keys.authenticate(c, self.pepper, key)
+            with self.database.write() as c:
+                keys.touch(c, found.key_id)
+            if len(self.known) > 10_000:
+                self.known.clear()
+            self.known[key] = (now, found)
+        return found
+
+
+def service(request: Request) -> Service:
+    return request.app.state.service  # type: ignore[no-any-return]
+
+
+ServiceDep = Annotated[Service, Depends(service)]
+
+
+def authenticated(request: Request, own: ServiceDep, _shown: Annotated[Any, Depends(bearer)] = None) -> Caller:
+    """Bearer, or Key as fal's client sends it; counted against the tenant's rate."""
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() not in ("bearer", "key") or not key.strip():
+        raise NotAuthenticated
+    caller = own.caller(key.strip())
+    count(request, own, caller)
+    return caller
+
+
+def count(request: Request, own: Service, caller: Caller) -> None:
+    """Rate limit of the tenant in this process, told in the answer's RateLimit headers."""
+    rate = limits.RateLimitItemPerMinute(caller.requests_per_minute)
+    allowed = own.limiter.hit(rate, caller.tenant_id)
+    window = own.limiter.get_window_stats(rate, caller.tenant_id)
+    reset_s = max(0, round(window.reset_time - time.time()))
+    request.state.rate = (rate.amount, window.remaining, reset_s)
+    if not allowed:
+        raise TooMany(f"more than {rate.amount} requests a minute", retry_after_s=max(1, reset_s))
+
+
+def caller(scope: str) -> Callable[[Caller], Caller]:
+    def allowed(who: Annotated[Caller, Depends(authenticated)]) -> Caller:
+        who.need(scope)
+        return who
+
+    return allowed
+
+
+JobsCaller = Annotated[Caller, Depends(caller("jobs"))]
+ReadCaller = Annotated[Caller, Depends(caller("read"))]
+AdminCaller = Annotated[Caller, Depends(caller("admin"))]

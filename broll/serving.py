@@ -1,0 +1,219 @@
+"""A running service, put together from settings: database, storage, API, dispatcher, executors, webhooks.
+
+    role all          API and dispatcher in one process; jobs run in children of it
+    role api          only the API; any number of them on one database
+    role dispatcher   only devices; any number of them
+"""
+# ruff: noqa: PLC0415  what a role does not need is not loaded
+
+import os
+import secrets
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from broll import catalog, logs
+from broll.errors import BadOption, BrollError, OutputError
+from broll.jobs import keys
+from broll.jobs.artifacts import Artifacts
+from broll.jobs.database import Database
+from broll.jobs.dispatcher import Dispatcher, Pace, Slot
+from broll.jobs.executor import Executor
+from broll.jobs.job import Policy
+from broll.jobs.leases import Device, Leases
+from broll.jobs.local import LocalExecutor
+from broll.jobs.store import Store
+from broll.jobs.sweep import Sweeper
+from broll.jobs.tables import api_keys
+from broll.planning import Planner
+from broll.server.deps import Service
+from broll.server.guard import Guard
+from broll.server.signing import Signer, derive
+from broll.server.webhooks import WebhookSender
+from broll.settings import Settings
+
+CHILD = [sys.executable, "-m", "broll.renderer"]
+LOCAL = "local"  # the tenant of a fresh installation; unmetered
+
+
+@dataclass
+class Running:
+    """What was started; `admin_key` is there only when it was made just now."""
+
+    service: Service
+    dispatcher: Dispatcher | None
+    admin_key: str | None
+
+    def drain(self) -> None:
+        """On the way out: nothing new is begun, running jobs are handed back."""
+        self.service.draining.set()
+        if self.dispatcher is not None:
+            self.dispatcher.drain()
+
+
+def policy(settings: Settings) -> Policy:
+    names = ("lease_s", "max_attempts", "backoff_s", "warm_age_s", "cancel_charge", "retention_s")
+    return Policy(**{name: getattr(settings, name) for name in names})
+
+
+def open_database(settings: Settings) -> Database:
+    """The database, with its tables brought up to date."""
+    url = settings.database.get_secret_value() if settings.database else f"sqlite:///{settings.data}/broll.db"
+    try:
+        database = Database(url)
+    except OSError as error:
+        raise OutputError(f"cannot write {settings.data}: {error.strerror}") from error
+    database.upgrade()
+    return database
+
+
+def root_secret(settings: Settings) -> bytes:
+    """From the settings, or from a file that only its owner reads, made once."""
+    if settings.secret is not None:
+        text = settings.secret.get_secret_value()
+        if len(text) < 16:
+            raise BadOption("secret is too short: 16 characters at least, 32 random ones are better")
+        return text.encode()
+    path = settings.data / "secret"
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    return path.read_text().strip().encode()
+
+
+def pepper(settings: Settings) -> bytes:
+    return derive(root_secret(settings), "api-keys")
+
+
+def open_artifacts(settings: Settings) -> Artifacts:
+    where = settings.artifacts or str(settings.data / "clips")
+    options = None
+    if settings.artifacts_endpoint:
+        plain = str(settings.artifacts_endpoint.startswith("http://")).lower()
+        options = {"endpoint": settings.artifacts_endpoint, "allow_http": plain}
+    return Artifacts.open(where, options=options)
+
+
+def first_key(database: Database, settings: Settings) -> str | None:
+    """The key of a fresh installation; or the one that the settings name, put in place."""
+    own = pepper(settings)
+    with database.write() as c:
+        tenant = keys.find_tenant(c, LOCAL)
+        if tenant is None:
+            tenant = keys.create_tenant(c, LOCAL, unmetered=True)
+        if settings.admin_key is not None:
+            keys.adopt(c, own, tenant, settings.admin_key.get_secret_value())
+            return None
+        if c.execute(sa.select(api_keys.c.id).limit(1)).first() is not None:
+            return None
+        return keys.create_key(c, own, tenant, "admin", scopes=("jobs", "read", "admin"))[1]
+
+
+# --- devices ----------------------------------------------------------------------------------------------
+
+
+def slots(settings: Settings, models: tuple[str, ...]) -> list[Slot]:
+    """A device and its executor for each place where a job can run."""
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    if settings.executor == "ray":
+        made: list[tuple[Executor, int]] = ray_executors(settings)
+    else:
+        made = local_executors(settings)
+    return [
+        Slot(Device(f"{name}-{i}", models, memory_mb), executor)
+        for i, (executor, memory_mb) in enumerate(made)
+    ]
+
+
+def local_executors(settings: Settings) -> list[tuple[Executor, int]]:
+    """A child process per GPU, or on this machine's processor."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    found: list[tuple[Executor, int]] = []
+    for i in range(settings.devices or gpus or 1):
+        env = dict(os.environ) | {"BROLL_MODELS": str(settings.models), "BROLL_THREADS": str(settings.threads)}
+        memory_mb = catalog.free_main_memory() // 10**6
+        if gpus:
+            env["CUDA_VISIBLE_DEVICES"] = str(i % gpus)
+            memory_mb = torch.cuda.get_device_properties(i % gpus).total_memory // 10**6
+        found.append((LocalExecutor(CHILD, env), settings.memory_mb or memory_mb))
+    return found
+
+
+def ray_executors(settings: Settings) -> list[tuple[Executor, int]]:
+    """An actor per GPU of the cluster; without GPUs, as many as `devices` says."""
+    from broll.jobs import ray_cluster
+
+    if settings.ray_address is None:
+        raise BadOption("executor is ray; ray_address must name the cluster, HOST:PORT")
+    ray_cluster.connect(settings.ray_address)
+    gpus = ray_cluster.places("gpu", 1, 0)
+    count = settings.devices or gpus or 1
+    return [
+        (ray_cluster.RayExecutor("broll.renderer:actor", num_gpus=1 if gpus else 0, num_cpus=1),
+         settings.memory_mb or 10**6)
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+# --- all of it --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Running]:
+    """Start what the role names; on the way out, drain and close it."""
+    logs.set_up(settings.log_level)
+    with ExitStack() as stack:
+        database = open_database(settings)
+        stack.callback(database.close)
+        made = first_key(database, settings)
+        wake = threading.Event()
+        service = build(settings, database, wake)
+        dispatcher = None
+        if settings.role != "api":
+            dispatcher = build_dispatcher(settings, service)
+        if settings.role != "dispatcher":
+            service.sender.start()
+            stack.callback(service.sender.stop)
+        if dispatcher is not None:
+            dispatcher.start()
+        started = Running(service, dispatcher, made)
+        stack.callback(started.drain)
+        yield started
+
+
+def build(settings: Settings, database: Database, wake: threading.Event) -> Service:
+    root = root_secret(settings)
+    olds = [derive(old.get_secret_value().encode(), "urls") for old in settings.old_secrets]
+    guard = Guard(allow=tuple(settings.network_allow))
+    return Service(
+        settings=settings, database=database, store=Store(database, policy(settings)),
+        artifacts=open_artifacts(settings), models=Planner(settings), guard=guard,
+        signer=Signer([derive(root, "urls"), *olds]), pepper=pepper(settings),
+        sender=WebhookSender(database, guard), wake=wake,
+    )  # fmt: skip
+
+
+def build_dispatcher(settings: Settings, service: Service) -> Dispatcher:
+    models = tuple(Planner(settings).names())
+    if not models:
+        raise BrollError("there is no model on this machine; broll models list says how to get one")
+    names = ("beat_s", "poll_s", "snapshot_s", "stage_timeout_s", "drain_s")
+    pace = Pace(**{name: getattr(settings, name) for name in names})
+    own = policy(settings)
+    return Dispatcher(
+        Leases(service.database, own), service.artifacts, slots(settings, models), pace,
+        sweeper=Sweeper(service.database, service.artifacts, own), wake=service.wake,
+        done=lambda _job: service.sender.wake.set(),
+    )  # fmt: skip
