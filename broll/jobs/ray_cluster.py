@@ -36,6 +36,7 @@ POLL_S = 0.1
 CONNECT_S = 5.0
 PROBE_S = 60.0
 MISSING = 'ray is not installed; to get it: pip install "broll[cluster]"'
+REFUSED = "AuthenticationError"  # in what Ray's command prints
 CONTROL = "control"  # the actor's second thread: it answers while the first one works
 
 
@@ -69,7 +70,10 @@ def connect(address: str, *, trusted: bool = False) -> None:
         with _own_sigterm():
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterUnreachable(f"the Ray cluster at {address} cannot be joined: {_line(error)}") from error
+        why = _line(error)
+        if not ray.is_initialized() and REFUSED in _status(address, os.environ)[1]:
+            why = "it has another token"
+        raise ClusterUnreachable(f"the Ray cluster at {address} cannot be joined: {why}") from error
 
 
 def disconnect() -> None:
@@ -103,7 +107,7 @@ def _check_reachable(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise ClusterUnreachable(f"nobody answers at {address}, where Ray's head node should: {error}") from None
+        raise ClusterUnreachable(f"no Ray head node answers at {address}: {error}") from None
 
 
 def _check_token(environ: Mapping[str, str]) -> None:
@@ -128,20 +132,25 @@ def _check_token(environ: Mapping[str, str]) -> None:
 def _check_closed(address: str) -> None:
     """A cluster without authentication takes any token; so another process asks it with none."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-    try:
-        asked = subprocess.run(  # noqa: S603  our own command
-            command, env=environ | {"RAY_AUTH_MODE": "disabled"}, timeout=PROBE_S, check=False,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ClusterUnreachable(f"the Ray cluster at {address} said nothing for {PROBE_S:.0f} s") from None
-    if asked.returncode == 0:
+    status, said = _status(address, environ | {"RAY_AUTH_MODE": "disabled"})
+    if status == 0:
         raise InsecureCluster(
             f"the Ray cluster at {address} answers without a token; start every node with RAY_AUTH_MODE=token"
         )
-    if "AuthenticationError" not in asked.stdout:
-        raise ClusterUnreachable(f"the Ray cluster at {address} does not answer: {_last_line(asked.stdout)}")
+    if REFUSED not in said:
+        raise ClusterUnreachable(f"the Ray cluster at {address} does not answer: {_last_line(said)}")
+
+
+def _status(address: str, environ: Mapping[str, str]) -> tuple[int, str]:
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        asked = subprocess.run(  # noqa: S603  our own command
+            command, env=environ, timeout=PROBE_S, check=False, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return 1, f"nothing was heard for {PROBE_S:.0f} s"
+    return asked.returncode, asked.stdout
 
 
 @contextlib.contextmanager
@@ -179,10 +188,12 @@ class Host:
     run, and one that is late meets nobody.
     """
 
+    _renderer: Renders
+    _flag: Callable[[], Flag]
+
     def __init__(self, factory: str) -> None:
         module, _, name = factory.partition(":")
-        make: Callable[[], tuple[Renders, Callable[[], Flag]]] = getattr(importlib.import_module(module), name)
-        self._renderer, self._flag = make()
+        self._renderer, self._flag = getattr(importlib.import_module(module), name)()
         self._flags: dict[int, Flag] = {}
 
     def here(self) -> int:
@@ -216,7 +227,7 @@ class RayExecutor:
         self._actor: Any = None
         self._first: Any = None  # the actor's first answer, once it has started
         self._held = False  # that answer has come
-        self._group: Any = None  # reserves several devices, so that no other takes one when the actor is replaced
+        self._group: Any = None  # keeps several devices together while the actor is replaced
         self._attempt = Attempt(0)
         self._changing = threading.RLock()  # the actor
 
@@ -286,9 +297,9 @@ class RayExecutor:
                     actor, first = self._actor, self._first
                 if actor is not None:
                     _ray().get(first)  # raises why it could not start
-                    return actor
+                    return None if attempt.asked else actor
             if time.monotonic() > until:
-                wanted = f"{self._gpus} GPUs and {self._cpus:g} CPUs" if self._gpus else f"{self._cpus:g} CPUs"
+                wanted = f"{self._gpus} GPUs and " * bool(self._gpus) + f"{self._cpus:g} CPUs"
                 raise ExecutorDied(f"no node of the cluster had {wanted} free within {self._start_s:.0f} s")
             time.sleep(POLL_S)
         return None
@@ -339,11 +350,12 @@ def _kill(actor: Any) -> None:
 
 
 def _line(error: BaseException) -> str:
-    """Ray's errors run over many lines; the reason is in the last one."""
+    """Ray's errors run over many lines; the reason is in the last one, before much advice."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, BaseException):
         return f"the actor failed: {type(cause).__name__}: {_last_line(str(cause))}"
-    return _last_line(str(error)) or type(error).__name__
+    line = _last_line(str(error)) or type(error).__name__
+    return line.partition(". ")[0] if line.startswith("The actor") else line
 
 
 def _last_line(text: str) -> str:

@@ -12,7 +12,16 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DBAPIError, DataError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
-from broll.errors import BadOption, BrollError, KeyInFlight, NotAuthenticated, TooMany, Unavailable
+from broll.errors import (
+    BadOption,
+    BrollError,
+    Conflict,
+    KeyInFlight,
+    NotAuthenticated,
+    NotSupported,
+    TooMany,
+    Unavailable,
+)
 
 STATUS = {
     "not_authenticated": 401,
@@ -64,6 +73,8 @@ def of(request: Request, error: BrollError) -> JSONResponse:
         headers["Retry-After"] = "1"
     elif isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
+    elif isinstance(error, Conflict | NotSupported):
+        headers["x-should-retry"] = "false"  # SDKs made by Stainless repeat every 409 and 5xx otherwise
     return problem(request, error.code, str(error), headers=headers)
 
 

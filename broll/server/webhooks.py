@@ -103,7 +103,7 @@ class WebhookSender:
                 record(c, delivery, answer)
             log.info("webhook sent", answer=answer.status if isinstance(answer, Answer) else answer.code)
         except SQLAlchemyError as failure:
-            log.exception("what came of a webhook cannot be written down; its lease will run out")
+            log.warning("the outcome cannot be written; the lease will run out", error=type(failure).__name__)
         finally:
             with self._lock:
                 self._running.pop(delivery.id, None)

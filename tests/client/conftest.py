@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -55,7 +55,7 @@ class Waiting:
         finally:
             self._runner.run(items.aclose())
 
-    def __enter__(self) -> "Waiting":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -9,6 +9,7 @@ A job is done `WORK_S` after it was made; its prompt decides how: "fail ..." fai
 """
 
 import base64
+import contextlib
 import email
 import hashlib
 import json
@@ -130,10 +131,8 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def handle(self):
-        try:
+        with contextlib.suppress(ConnectionError, ValueError):  # the other side went away
             super().handle()
-        except (ConnectionError, ValueError):
-            pass
 
     def do_GET(self):
         self.serve()
@@ -232,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
     def job(self, body, job_id):
         job, small = self.found(job_id), self.small
         if job is None:
-            return
+            return None
         if self.command == "DELETE":
             if small.told(job)["status"] == "processing":
                 return self.refuse(409, "conflict", "the job is not done")
@@ -295,14 +294,15 @@ class Handler(BaseHTTPRequestHandler):
             message = f"id: {number}\nevent: {kind}\ndata: {text}\n\n".encode()
             if 0 <= self.after < number:
                 self.wfile.write(message[:-1])  # cut off before it is whole
-                return self.hang_up()
+                self.hang_up()
+                return
             self.wfile.write(message)
             self.wfile.flush()
 
     def content(self, body, job_id):
         job, small = self.found(job_id), self.small
         if job is None:
-            return
+            return None
         if small.told(job)["status"] != "completed":
             return self.refuse(404, "not_found", "there is no such file")
         data = small.video if self.query.get("variant", "video") == "video" else b"RIFF webp"

@@ -218,9 +218,9 @@ def test_the_environment_names_the_server_and_the_key(monkeypatch):
     assert Connection.of("http://other", "x", 1, None).base_url == "http://other"
 
 
-@pytest.mark.parametrize("url", ["localhost:8188", "foo", "ftp://a", "http://", "http://[", "file:///etc"])
+@pytest.mark.parametrize("url", ["localhost:8188", "foo", "ftp://a", "http://", "file:///etc"])
 def test_an_address_that_is_none_says_how_one_looks(url):
-    with pytest.raises(BadOption, match="it must be a URL such as http://127.0.0.1:8188"):
+    with pytest.raises(BadOption, match=r"it must be a URL such as http://127\.0\.0\.1:8188"):
         Connection.of(url, None, 1, None)
 
 

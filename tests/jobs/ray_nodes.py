@@ -17,7 +17,8 @@ ROOT = Path(__file__).parent.parent.parent
 START_S = 60.0
 TOKEN = "0123456789abcdef" * 4
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
-NODE = ("--object-store-memory=100000000", "--node-ip-address=127.0.0.1", "--disable-usage-stats", "--block")
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
+NODE = ("--object-store-memory=100000000", "--disable-usage-stats", "--block")
 
 
 class Nodes:
@@ -31,9 +32,8 @@ class Nodes:
         self.address = f"127.0.0.1:{free_port()}"
 
     def head(self) -> None:
-        port = self.address.split(":")[1]
-        self._start("head", "--head", f"--port={port}", f"--temp-dir={self._folder}", "--include-dashboard=false")
-        self._wait("head", lambda: answers(self.address))
+        port, folder = self.address.split(":")[1], self._folder
+        self._start("head", "--head", f"--port={port}", f"--temp-dir={folder}", "--include-dashboard=false")
 
     def add(self, name: str, *, gpus: int = 2) -> None:
         self._start(name, f"--address={self.address}", f"--num-gpus={gpus}", cpus=1)
@@ -56,19 +56,16 @@ class Nodes:
 
     def _start(self, name: str, *options: str, cpus: int = 0) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        env |= self._auth | {"BROLL_TEST_NODE": name, "PYTHONPATH": str(ROOT), "RAY_enable_metrics_collection": "0"}
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *options, f"--num-cpus={cpus}", *NODE]
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self._running[name] = subprocess.Popen(
+        env |= self._auth | {"BROLL_TEST_NODE": name, "PYTHONPATH": str(ROOT)}
+        command = [*RAY, "start", *options, f"--num-cpus={cpus}", *NODE]
+        with (self._folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
                 command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-
-    def _wait(self, name: str, there) -> None:
-        until = time.monotonic() + START_S
-        while not there():
-            log = (self._folder / f"{name}.log").read_text()
-            assert self._running[name].poll() is None, log
-            assert time.monotonic() < until, log
+        self._running[name] = process
+        until = time.monotonic() + START_S  # one after another: nodes that start together pick the same ports
+        while "Ray runtime started" not in (said := (self._folder / f"{name}.log").read_text()):
+            assert process.poll() is None and time.monotonic() < until, said
             time.sleep(0.1)
 
 
@@ -83,15 +80,6 @@ def family(pid: int) -> list[psutil.Process]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return listening.getsockname()[1]
-
-
-def answers(address: str) -> bool:
-    host, port = address.split(":")
-    try:
-        socket.create_connection((host, int(port)), 1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
+from socketserver import TCPServer
 
 import pytest
 
@@ -52,6 +53,10 @@ class Site(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    def server_bind(self):
+        """Without http.server's question to the name server for its own name."""
+        TCPServer.server_bind(self)
+
     def handle_error(self, *_):
         """A client that hangs up is what is tested."""
 

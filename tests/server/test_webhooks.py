@@ -1,7 +1,6 @@
 """Webhooks as a receiver sees them: a real one, on loopback, with the verifiers that clients use."""
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -37,12 +36,13 @@ from tests import databases
 LOOPBACK = (ip_network("127.0.0.0/8"),)
 PEPPER = b"p" * 32
 SEND = """
-import sys, ipaddress
+import ipaddress, sys, threading
 from broll.jobs.database import Database
 from broll.server.guard import Guard
 from broll.server.webhooks import WebhookSender
 guard = Guard(allow=(ipaddress.ip_network("127.0.0.0/8"),))
 WebhookSender(Database(sys.argv[1]), guard, lease_s=float(sys.argv[2])).start()
+threading.Event().wait()
 """
 
 
@@ -175,7 +175,7 @@ def test_what_arrives_satisfies_the_verifiers_that_clients_use(sqlite, receiver)
     with sending(sqlite):
         until(lambda: states(sqlite) == ["delivered"])
     [(_, headers, body)] = receiver.got
-    assert headers["Content-Type"] == "application/json" and len(body) < 20_000
+    assert headers["content-type"] == "application/json" and len(body) < 20_000
     told = standardwebhooks.Webhook(secret).verify(body, headers)
     assert told["id"] == headers["webhook-id"]
     assert told["type"] == "video.completed" and told["data"]["status"] == "completed"
@@ -323,9 +323,11 @@ def test_what_a_killed_sender_had_is_sent_by_another_with_the_same_id(database, 
     submit(database, tenant)
     url = database.url.render_as_string(hide_password=False)
     victim = subprocess.Popen([sys.executable, "-c", SEND, url, "4"])
-    until(lambda: len(receiver.got) == 1, 60)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
+    try:
+        until(lambda: len(receiver.got) == 1, 60)
+    finally:
+        victim.kill()
+        victim.wait()
     with sending(database):
         until(lambda: states(database) == ["delivered"])
     first, second = receiver.ids()

@@ -1,0 +1,47 @@
+"""examples/video_job.py: as a script, and as the class that someone's program already uses."""
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.client.small_server import VIDEO
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "video_job.py"
+
+
+@pytest.fixture
+def video_job(small, monkeypatch):
+    monkeypatch.setenv("BROLL_SERVER", small.url)
+    made = runpy.run_path(str(SCRIPT))["VideoJob"](small.key)
+    yield made
+    made.broll.close()
+
+
+def test_the_script_prints_a_url_that_works_without_a_key(small):
+    env = os.environ | {"BROLL_SERVER": small.url, "BROLL_KEY": small.key}
+    ran = subprocess.run(
+        [sys.executable, str(SCRIPT), "a", "lake"], env=env, capture_output=True, text=True, check=True
+    )
+    assert httpx.get(ran.stdout.strip()).content == VIDEO
+    assert small.jobs["job_0001"]["prompt"] == "a lake"
+
+
+def test_submit_and_poll_answer_as_they_did(video_job, small):
+    job_id = video_job.submit("a lake", duration=3)
+    assert small.jobs[job_id]["fields"]["duration"] == 3
+    assert video_job.poll(job_id)["status"] == "completed"
+
+
+def test_a_failure_says_why(video_job):
+    with pytest.raises(RuntimeError, match="it does not fit"):
+        video_job.generate("fail")
+
+
+def test_a_job_that_takes_too_long_is_a_timeout(video_job):
+    with pytest.raises(TimeoutError, match="it goes on"):
+        video_job.poll(video_job.submit("forever"), max_wait=0)
