@@ -7,6 +7,8 @@
     │   ├── BadImage                  not a picture, or a dangerous one
     │   ├── BadOption                 any other option
     │   ├── UnknownModel              no such name
+    │   ├── UnsafeUrl                 a link that may not be followed
+    │   ├── FetchFailed               a link that led nowhere
     │   └── WrongTask                 the model cannot do this with these inputs
     ├── ModelError           exit 3   the files on disk
     │   ├── ModelMissing              not installed
@@ -85,6 +87,18 @@ class WrongTask(BadRequest):
     """This model cannot do that with these inputs."""
 
     code = "wrong_task"
+
+
+class UnsafeUrl(BadRequest):
+    """This URL may not be fetched."""
+
+    code = "unsafe_url"
+
+
+class FetchFailed(BadRequest):
+    """This URL could not be fetched."""
+
+    code = "fetch_failed"
 
 
 class ModelError(BrollError):

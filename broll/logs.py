@@ -7,7 +7,9 @@ from typing import Any
 
 import structlog
 
-SECRET = re.compile(r"(broll_[0-9a-f]{10}_)[\w-]+|(whsec_)[\w+/=-]+|((?:sig|password)=)[^&\s]+|(://[^:/@\s]+:)[^@\s]+(?=@)")
+SECRET = re.compile(
+    r"(broll_[0-9a-f]{10}_)[\w-]+|(whsec_)[\w+/=-]+|((?:sig|password)=)[^&\s]+|(://[^:/@\s]+:)[^@\s]+(?=@)"
+)
 
 
 def masked(text: str) -> str:
@@ -19,7 +21,7 @@ def _mask(_logger: Any, _method: str, event: Any) -> Any:
 
 
 def set_up(level: str = "info", stream: Any = None) -> None:
-    """structlog and the standard library's loggers, one JSON object a line on stderr."""
+    """Structlog and the standard library's loggers, one JSON object a line on stderr."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -36,7 +38,10 @@ def set_up(level: str = "info", stream: Any = None) -> None:
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.JSONRenderer()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
             foreign_pre_chain=shared,
         )
     )

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from broll import catalog, wiring
-from broll.engine.config import PUBLISHED, ModelConfig
-from broll.errors import BadOption, ModelMissing
+from broll.engine.config import PUBLISHED, ModelConfig, Task
+from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.server.deps import Card, Plan
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
@@ -30,7 +30,7 @@ class Planner:
         self._one = threading.Lock()  # torch's meta device is set for a whole thread; counting takes a moment
 
     def names(self) -> list[str]:
-        return list(catalog.installed(self._settings))
+        return self._settings.offer or list(catalog.installed(self._settings))
 
     def cards(self) -> list[Card]:
         found = []
@@ -46,9 +46,9 @@ class Planner:
             try:
                 self._configs[name] = wiring.describe(catalog.find(self._settings, name))
             except ModelMissing:
-                if self._settings.role != "api" or name not in PUBLISHED:
+                if name not in self._settings.offer or name not in PUBLISHED:
                     raise
-                self._configs[name] = PUBLISHED[name]  # devices elsewhere may have it
+                self._configs[name] = PUBLISHED[name]  # devices elsewhere have it
         return self._configs[name]
 
     def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Plan:
@@ -63,7 +63,9 @@ class Planner:
         if seconds is not None:
             given["frames"] = self._frames(seconds, config)
         elif given.get("frames", 0) > self._longest(config):
-            raise BadOption(f"frames is {given['frames']}; {config.name} makes at most {self._longest(config)}")
+            raise BadOption(
+                f"frames is {given['frames']}; {config.name} makes at most {self._longest(config)}"
+            )
         first = given.get("image")
         picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
         from broll.engine import pipeline
@@ -75,11 +77,17 @@ class Planner:
         if "model" in given:
             wanted = str(given["model"])
             name = catalog.published_name(wanted) or wanted
-            if name not in self.names() and self._settings.role != "api":
-                catalog.find(self._settings, name if "/" not in name else "?" + name)  # says what is possible
+            if name not in self.names():
+                known = ", ".join(sorted(self.names()))
+                raise UnknownModel(f"there is no model {wanted!r} here; possible are {known}")
             return name
-        task = "flf2v" if "last_image" in given else "i2v" if "image" in given else "t2v"
-        return catalog.best(self._settings, task).name  # type: ignore[arg-type]
+        task: Task = "flf2v" if "last_image" in given else "i2v" if "image" in given else "t2v"
+        if not self._settings.offer:
+            return catalog.best(self._settings, task).name
+        able = [name for name in self.names() if self.config(name).task == task]
+        if not able:
+            raise ModelMissing(f"no model here makes this kind of clip ({task})")
+        return able[0]
 
     def _fit(self, given: dict[str, Any], config: ModelConfig) -> str | None:
         """The nearest size of the same aspect that the model can make."""

@@ -2,8 +2,8 @@
 
     Loaded, Stage encode, Stage denoise, (Progress, Preview, Snapshot)*, Stage decode, Progress*, Stage finish, Clip
 
-A snapshot is also made after the last step: whoever goes on from it only decodes. Asked to stop now, it stops between two
-blocks or two latents; else at the next step, with a snapshot.
+A snapshot is also made after the last step: whoever goes on from it only decodes. Asked to stop now, it
+stops between two blocks or two latents; else at the next step, with a snapshot.
 """
 # ruff: noqa: PLC0415  torch is loaded by the process that needs it
 
@@ -52,7 +52,7 @@ PREVIEW_S = 1.0
 SNAPSHOT_SHARE = 0.02  # of the time that denoising takes: a snapshot costs something too
 
 
-class Interrupted(Exception):  # noqa: N818  an order, not an error
+class Interrupted(Exception):
     """Asked to stop now."""
 
 
@@ -72,7 +72,7 @@ class Flag:
 class Renderer:
     settings: Settings
     _warm: "tuple[str, ModelConfig, Parts] | None" = None
-    _decode_s: dict[tuple[Any, ...], float] = field(default_factory=dict)  # by model and shape
+    decode_s_by_shape: dict[tuple[Any, ...], float] = field(default_factory=dict)  # by model and shape
 
     def run(self, work: Work, flag: Flag) -> Iterator[Event]:
         """Everything that happens, and how it ended."""
@@ -82,7 +82,7 @@ class Renderer:
             yield Stopped()
         except BrollError as error:
             yield Failed(error.code, str(error), retryable=isinstance(error, OutputError))
-        except Exception as error:  # the one broad except: whatever it was, the job must hear of it
+        except Exception as error:  # noqa: BLE001  the one broad except: whatever it was, the job must hear of it
             traceback.print_exc()
             yield failure(error)
 
@@ -170,8 +170,7 @@ class Run:
         try:
             snapshot = wiring.read_snapshot(path)
             wiring.check_snapshot(path, snapshot, self.config)
-        except BadSnapshot as error:
-            print(f"broll: the job starts anew: {error}", file=sys.stderr)
+        except BadSnapshot:
             return None
         return snapshot
 
@@ -190,7 +189,9 @@ class Run:
         self.times.append(now)
         steps = self.spec.steps or 1
         step_s = (now - self.times[0]) / (len(self.times) - 1)
-        left_s = (steps - step.index - 1) * step_s + self.renderer._decode_s.get(self._shape(), step_s)
+        left_s = (steps - step.index - 1) * step_s + self.renderer.decode_s_by_shape.get(
+            self._shape(), step_s
+        )
         share = (BEGINS["decode"] - BEGINS["denoise"]) * (step.index + 1) / steps
         yield Progress("denoise", step.index + 1, steps, BEGINS["denoise"] + share, left_s)
         every_s = max(self.work.snapshot_s, SNAPSHOT_SHARE * steps * step_s)
@@ -229,7 +230,7 @@ class Run:
     def _clip(self, made: Any, stills: wiring.Stills, decode_s: float) -> Clip:
         from broll.media import sheets
 
-        self.renderer._decode_s[self._shape()] = decode_s
+        self.renderer.decode_s_by_shape[self._shape()] = decode_s
         files = {
             "video": made.path.read_bytes(),
             "thumbnail": webp(sheets.poster(stills.kept)),
@@ -259,6 +260,12 @@ def failure(error: Exception) -> Failed:
     if isinstance(error, ImportError):
         return Failed("missing_extra", f"{error.name} is not installed on this device's machine")
     return Failed("internal_error", f"{type(error).__name__}: {text}"[:500], retryable=True)
+
+
+def actor() -> tuple[Renderer, type[Flag]]:
+    """What a Ray actor runs, and what stops it."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    return Renderer(Settings()), Flag
 
 
 def serve_child() -> None:

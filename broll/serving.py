@@ -1,8 +1,8 @@
 """A running service, put together from settings: database, storage, API, dispatcher, executors, webhooks.
 
-    role all          API and dispatcher in one process; jobs run in children of it
-    role api          only the API; any number of them on one database
-    role dispatcher   only devices; any number of them
+role all          API and dispatcher in one process; jobs run in children of it
+role api          only the API; any number of them on one database
+role dispatcher   only devices; any number of them
 """
 # ruff: noqa: PLC0415  what a role does not need is not loaded
 
@@ -82,7 +82,7 @@ def root_secret(settings: Settings) -> bytes:
     path = settings.data / "secret"
     try:
         settings.data.mkdir(parents=True, exist_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
     except FileExistsError:
         pass
@@ -142,7 +142,10 @@ def local_executors(settings: Settings) -> list[tuple[Executor, int]]:
     gpus = torch.cuda.device_count()
     found: list[tuple[Executor, int]] = []
     for i in range(settings.devices or gpus or 1):
-        env = dict(os.environ) | {"BROLL_MODELS": str(settings.models), "BROLL_THREADS": str(settings.threads)}
+        env = dict(os.environ) | {
+            "BROLL_MODELS": str(settings.models),
+            "BROLL_THREADS": str(settings.threads),
+        }
         memory_mb = catalog.free_main_memory() // 10**6
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = str(i % gpus)
@@ -161,10 +164,9 @@ def ray_executors(settings: Settings) -> list[tuple[Executor, int]]:
     gpus = ray_cluster.places("gpu", 1, 0)
     count = settings.devices or gpus or 1
     return [
-        (ray_cluster.RayExecutor("broll.renderer:actor", num_gpus=1 if gpus else 0, num_cpus=1),
-         settings.memory_mb or 10**6)
+        (ray_cluster.RayExecutor("broll.renderer:actor", gpus=1 if gpus else 0), settings.memory_mb or 10**6)
         for _ in range(count)
-    ]  # fmt: skip
+    ]
 
 
 # --- all of it --------------------------------------------------------------------------------------------

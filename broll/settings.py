@@ -1,7 +1,7 @@
 """The only reader of the environment and of broll.toml.
 
-Each name is a variable BROLL_NAME, or NAME in the file that BROLL_CONFIG names (else ./broll.toml). The environment wins;
-a command's own flag wins over both. A name that is not here is refused.
+Each name is a variable BROLL_NAME, or NAME in the file that BROLL_CONFIG names (else ./broll.toml). The
+environment wins; a command's own flag wins over both. A name that is not here is refused.
 """
 
 import os
@@ -19,6 +19,9 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from broll.errors import BadOption
+
+CLIENTS = {"BROLL_SERVER", "BROLL_KEY"}  # read by the client and its commands
 Seconds = Annotated[float, Field(gt=0, le=10**9)]
 Network = IPv4Network | IPv6Network
 
@@ -53,7 +56,13 @@ class Settings(BaseSettings):
     role: Literal["all", "api", "dispatcher"] = Field(default="all", description="what this process does")
     executor: Literal["local", "ray"] = Field(default="local", description="where jobs run")
     ray_address: str | None = Field(default=None, description="of the Ray cluster, HOST:PORT")
-    devices: int = Field(default=0, ge=0, le=10_000, description="how many jobs at once; 0: one a GPU, else 1")
+    devices: int = Field(
+        default=0, ge=0, le=10_000, description="how many jobs at once; 0: one a GPU, else 1"
+    )
+    offer: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="models that devices elsewhere have, comma-separated; else those on this machine",
+    )
     memory_mb: int = Field(default=0, ge=0, description="memory of a device; 0: what is there")
 
     lease_s: Seconds = Field(default=30.0, description="a dispatcher not heard of so long loses its jobs")
@@ -77,19 +86,29 @@ class Settings(BaseSettings):
     price_base: int = Field(default=100, ge=0, description="credits of a 720p clip, before its seconds")
     price_second: int = Field(default=20, ge=0, description="and for each second")
     welcome_credits: int = Field(default=100, ge=0, description="for a new tenant")
-    cancel_charge: Literal["used", "free"] = Field(default="used", description="for a job cancelled while running")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="of the JSON log")
+    cancel_charge: Literal["used", "free"] = Field(
+        default="used", description="for a job cancelled while running"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="of the JSON log"
+    )
 
-    @field_validator("network_allow", mode="before")
+    @field_validator("network_allow", "offer", mode="before")
     @classmethod
-    def _networks(cls, value: object) -> object:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    def _list(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
 
     @classmethod
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        known = {f"BROLL_{name.upper()}" for name in cls.model_fields} | CLIENTS
+        odd = sorted(name for name in os.environ if name.startswith("BROLL_") and name not in known)
+        if odd:
+            raise BadOption(f"there is no setting {odd[0]}; docs/settings.md lists all of them")
         file = Path(os.environ.get("BROLL_CONFIG", "broll.toml"))
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)

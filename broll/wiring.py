@@ -225,7 +225,7 @@ def make_clip(
     parts: "Parts",
     out: Path,
     *,
-    format: str,  # noqa: A002  the word every caller uses
+    format: str,
     pictures: Sequence[Picture] = (),
     resume: "Snapshot | None" = None,
     poster: Path | None = None,

@@ -15,8 +15,6 @@ from broll.settings import Settings
 from broll.spec import VideoSpec
 
 if TYPE_CHECKING:
-    import torch
-
     from broll.engine.estimate import Estimate
 
 # Share of the matrix rate that the two stages are taken to reach: a guess, replaced by the first run.

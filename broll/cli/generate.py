@@ -67,9 +67,7 @@ def generate(
         Path | None,
         typer.Option(help="A file or a folder. Without it, a new name here.", rich_help_panel=Where),
     ] = None,
-    format: Annotated[  # noqa: A002  the option's name
-        str | None, typer.Option(help="mp4, webm or gif.", rich_help_panel=Where)
-    ] = None,
+    format: Annotated[str | None, typer.Option(help="mp4, webm or gif.", rich_help_panel=Where)] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite --out.", rich_help_panel=Where)] = False,
     poster: Annotated[
         bool, typer.Option("--poster", help="Also one frame as a picture.", rich_help_panel=Where)

@@ -20,7 +20,9 @@ Where, Runs = "Where", "Runs jobs"
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", rich_help_panel=Where)] = None,
-    port: Annotated[int | None, typer.Option(help="Its port; 0 takes a free one.", rich_help_panel=Where)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Its port; 0 takes a free one.", rich_help_panel=Where)
+    ] = None,
     public_url: Annotated[
         str | None, typer.Option(help="How clients reach it.", rich_help_panel=Where)
     ] = None,
@@ -81,7 +83,9 @@ def run_http(settings: "Settings", started: "Running") -> None:
     try:
         listening = socket.create_server((settings.host, settings.port), backlog=2048)
     except OSError as error:
-        raise BadOption(f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}") from None
+        raise BadOption(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
+        ) from None
     port = listening.getsockname()[1]
     config = uvicorn.Config(
         build(started.service), log_config=None, access_log=False, timeout_graceful_shutdown=int(settings.drain_s),
@@ -97,7 +101,9 @@ def introduce(settings: "Settings", started: "Running", port: int) -> None:
     say(f"serving on {url}; the API is described on {url}/docs")
     if started.admin_key is not None:
         say(f"the admin key, shown this once: {started.admin_key}")
-        say(f'try: BROLL_SERVER={url} BROLL_KEY={started.admin_key} broll generate --server {url} "a lake at sunset"')
+        say(
+            f'try: BROLL_SERVER={url} BROLL_KEY={started.admin_key} broll generate --server {url} "a lake at sunset"'
+        )
     if not sys.stderr.isatty():
         sys.stderr.flush()
 
@@ -114,7 +120,9 @@ def wait_for_a_signal(started: "Running") -> None:
 # --- the admin's commands, straight on the database ---------------------------------------------------------
 
 keys_app = typer.Typer(help="API keys, straight in the service's database.", no_args_is_help=True)
-credits_app = typer.Typer(help="Tenants and their credits, straight in the service's database.", no_args_is_help=True)
+credits_app = typer.Typer(
+    help="Tenants and their credits, straight in the service's database.", no_args_is_help=True
+)
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Tenant = Annotated[str, typer.Option(help="The tenant's name or id; a new one is made.")]
 
@@ -180,7 +188,9 @@ def list_keys(tenant: Tenant = "local", as_json: AsJson = False) -> None:
 
 
 @keys_app.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument(help="As `broll keys list` shows it.")], tenant: Tenant = "local") -> None:
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="As `broll keys list` shows it.")], tenant: Tenant = "local"
+) -> None:
     """End a key, at once."""
     from broll.jobs import keys
 

@@ -34,12 +34,12 @@ class now(FunctionElement[float]):  # noqa: N801  reads as SQL does
     inherit_cache = True
 
 
-@compiles(now, "sqlite")  # type: ignore[no-untyped-call, untyped-decorator]
+@compiles(now, "sqlite")
 def _sqlite_now(_element: Any, _compiler: Any, **_options: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-@compiles(now, "postgresql")  # type: ignore[no-untyped-call, untyped-decorator]
+@compiles(now, "postgresql")
 def _postgresql_now(_element: Any, _compiler: Any, **_options: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 

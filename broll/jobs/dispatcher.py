@@ -27,7 +27,11 @@ from broll.jobs.job import Job
 from broll.jobs.leases import Device, Lease, Leases
 from broll.jobs.sweep import Sweeper
 
-KINDS = {"video": ("mp4", "video/mp4"), "thumbnail": ("webp", "image/webp"), "spritesheet": ("webp", "image/webp")}
+KINDS = {
+    "video": ("mp4", "video/mp4"),
+    "thumbnail": ("webp", "image/webp"),
+    "spritesheet": ("webp", "image/webp"),
+}
 
 
 @dataclass
@@ -60,10 +64,12 @@ class Dispatcher:
         done: Callable[[Job], None] = lambda job: None,
     ) -> None:  # fmt: skip
         self.leases, self.artifacts, self.slots, self.pace = leases, artifacts, list(slots), pace
-        self.sweeper, self.wake, self._done = sweeper, wake or threading.Event(), done
+        self.sweeper, self.wake, self.done = sweeper, wake or threading.Event(), done
         self._draining, self._closed = threading.Event(), threading.Event()
         self._log = structlog.get_logger("broll.dispatcher")
-        work = [threading.Thread(target=self._work, args=(slot,), name=slot.device.name) for slot in self.slots]
+        work = [
+            threading.Thread(target=self._work, args=(slot,), name=slot.device.name) for slot in self.slots
+        ]
         self._workers, self._heart = work, threading.Thread(target=self._beats, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -96,7 +102,7 @@ class Dispatcher:
             self.wake.clear()
             lease = None
             with suppress(DBAPIError):  # the database is away: ask again
-                lease = self.leases.claim(slot.device)
+                lease = self.leases.claim(slot.device) if slot.executor.ready() else None
             if lease is None:
                 self.wake.wait(self.pace.poll_s)
                 continue
@@ -118,7 +124,7 @@ class Dispatcher:
         """Drive one attempt to its end, whatever the end is."""
         token = lease.token
         if slot.reason == "drain":
-            self._patiently(lambda: self.leases.hand_back(token, "drain"))
+            self.patiently(lambda: self.leases.hand_back(token, "drain"))
             return
         try:
             final = self._follow(slot, lease)
@@ -126,15 +132,16 @@ class Dispatcher:
             self._died(slot, lease, error)
             return
         except (StorageError, ArtifactMissing) as error:
+            code, why = error.code, str(error)
             self._abandon(slot)
-            self._patiently(lambda: self.leases.retry(token, error.code, str(error)))
+            self.patiently(lambda: self.leases.retry(token, code, why))
             return
         except (LeaseLost, DBAPIError):
             self._abandon(slot)
             raise
         if isinstance(final, Failed):
             end = self.leases.retry if final.retryable else self.leases.fail
-            self._patiently(lambda: end(token, final.code, final.message))
+            self.patiently(lambda: end(token, final.code, final.message))
             self._log.warning("failed", job_id=lease.job.id, code=final.code, error=final.message)
         elif isinstance(final, Stopped):
             self._stopped(slot, lease)
@@ -175,7 +182,12 @@ class Dispatcher:
             if given:
                 pictures[given["sha256"]] = self.artifacts.get(picture_path(job.tenant_id, given["sha256"]))
         return Work(
-            job.id, job.model, json.dumps(job.spec), pictures, self._snapshot(job), snapshot_s=self.pace.snapshot_s
+            job.id,
+            job.model,
+            json.dumps(job.spec),
+            pictures,
+            self._snapshot(job),
+            snapshot_s=self.pace.snapshot_s,
         )
 
     def _snapshot(self, job: Job) -> bytes | None:
@@ -191,11 +203,11 @@ class Dispatcher:
 
     def _stopped(self, slot: Slot, lease: Lease) -> None:
         if slot.reason == "cancel":
-            self._patiently(lambda: self.leases.cancelled(lease.token))
+            self.patiently(lambda: self.leases.cancelled(lease.token))
         elif slot.reason == "timeout":
-            self._patiently(lambda: self.leases.retry(lease.token, "stage_timeout", self._timeout_text()))
+            self.patiently(lambda: self.leases.retry(lease.token, "stage_timeout", self._timeout_text()))
         elif slot.reason != "lost":
-            self._patiently(lambda: self.leases.hand_back(lease.token, slot.reason or "stopped"))
+            self.patiently(lambda: self.leases.hand_back(lease.token, slot.reason or "stopped"))
 
     def _died(self, slot: Slot, lease: Lease, error: ExecutorDied) -> None:
         """Killed by us after it did not stop, or by something else."""
@@ -205,7 +217,7 @@ class Dispatcher:
             self._stopped(slot, lease)
             return
         self._log.warning("executor died", job_id=lease.job.id, error=str(error))
-        self._patiently(lambda: self.leases.retry(lease.token, error.code, str(error)))
+        self.patiently(lambda: self.leases.retry(lease.token, error.code, str(error)))
 
     def _timeout_text(self) -> str:
         return f"nothing was heard from the executor for {self.pace.stage_timeout_s:.0f} s"
@@ -214,17 +226,18 @@ class Dispatcher:
         """Make sure that nothing runs on the device any more."""
         slot.executor.close()
 
-    def _patiently(self, write: Callable[[], Any]) -> None:
+    def patiently(self, write: Callable[[], Any]) -> None:
         """A write that ends an attempt is worth waiting for a database that is away; for as long as a lease lasts."""
         until = time.monotonic() + self.leases.policy.lease_s
         while True:
             try:
                 write()
-                return
             except DBAPIError:
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.2)
+            else:
+                return
 
     # --- all devices --------------------------------------------------------------------------------------
 
@@ -311,20 +324,19 @@ class Writer:
         files = {}
         for variant, data in event.files.items():
             ending, kind = KINDS[variant]
-            path = f"{self._folder}/{variant}.{ending}"
+            path: str = f"{self._folder}/{variant}.{ending}"
             self._d.artifacts.put(path, data, content_type=kind)
             digest = hashlib.sha256(data).hexdigest()
             files[variant] = {"path": path, "bytes": len(data), "sha256": digest, "type": kind}
-        done = lambda: self._d.leases.complete(  # noqa: E731
-            self._token, files, resumed_elsewhere=event.resumed_elsewhere
+        self._d.patiently(
+            lambda: self._d.leases.complete(self._token, files, resumed_elsewhere=event.resumed_elsewhere)
         )
-        self._d._patiently(done)
         with suppress(BrollError, DBAPIError):
             self._remember(event)
-            for path in (self._snapshot, f"{self._folder}/preview.webp"):
-                if path is not None:
-                    self._d.artifacts.delete(path)
-        self._d._done(self._job)
+            for done_with in (self._snapshot, f"{self._folder}/preview.webp"):
+                if done_with is not None:
+                    self._d.artifacts.delete(done_with)
+        self._d.done(self._job)
 
     def _remember(self, event: Clip) -> None:
         spec = self._job.spec

@@ -21,6 +21,9 @@ class Executor(Protocol):
     def run(self, work: Work) -> Iterator[Event]:
         """What happens, until one of Clip, Stopped, Failed; ExecutorDied if it cannot say."""
 
+    def ready(self) -> bool:
+        """Whether it has a device now; asks for one if not."""
+
     def stop(self, *, now: bool) -> None:
         """From another thread: end the running work, between two blocks or at the next step.
 

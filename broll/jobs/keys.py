@@ -80,7 +80,12 @@ def create_key(
     own, body = secrets.token_hex(5), secrets.token_urlsafe(32)
     key = f"broll_{own}_{body}"
     key += f"{zlib.crc32(key.encode()):08x}"
-    row = {"id": f"key_{own}", "tenant_id": tenant, "name": name[:200], "digest": digest(pepper, key)}
+    row: dict[str, Any] = {
+        "id": f"key_{own}",
+        "tenant_id": tenant,
+        "name": name[:200],
+        "digest": digest(pepper, key),
+    }
     row |= {"hint": f"broll_{own}_...{key[-4:]}", "scopes": " ".join(wanted), "cap": cap, "spent": 0}
     expires = None if life_s is None else now() + life_s
     c.execute(sa.insert(api_keys).values(**row, created_at=now(), expires_at=expires))
@@ -94,7 +99,11 @@ def adopt(c: Connection, pepper: bytes, tenant: str, key: str) -> None:
     own = digest(pepper, key)
     if c.execute(sa.select(api_keys.c.id).where(api_keys.c.digest == own)).first() is None:
         row = {"id": f"key_{own[:10]}", "tenant_id": tenant, "name": "admin", "digest": own, "spent": 0}
-        c.execute(sa.insert(api_keys).values(**row, hint=f"...{key[-4:]}", scopes=" ".join(SCOPES), created_at=now()))
+        c.execute(
+            sa.insert(api_keys).values(
+                **row, hint=f"...{key[-4:]}", scopes=" ".join(SCOPES), created_at=now()
+            )
+        )
 
 
 def digest(pepper: bytes, key: str) -> str:

@@ -86,7 +86,9 @@ class Leases:
             .subquery()
         )
         share = sa.func.coalesce(running.c.n, 0)
-        at_hand = sa.or_(jobs.c.model == (device.warm or ""), jobs.c.created_at < now() - self.policy.warm_age_s)
+        at_hand = sa.or_(
+            jobs.c.model == (device.warm or ""), jobs.c.created_at < now() - self.policy.warm_age_s
+        )
         return (
             sa.select(jobs.c.id)
             .join(tenants, tenants.c.id == jobs.c.tenant_id)
@@ -118,7 +120,9 @@ class Leases:
                 .values(lease_until=at + self.policy.lease_s)
                 .returning(jobs.c.lease_token, jobs.c.cancel, jobs.c.priority, jobs.c.device)
             ).all()
-            urgent = self._urgent(c, running) if any(row.priority < PRIORITIES["high"] for row in kept) else {}
+            urgent = (
+                self._urgent(c, running) if any(row.priority < PRIORITIES["high"] for row in kept) else {}
+            )
             beats = {row.lease_token: Beat(bool(row.cancel), False) for row in kept}
             for row in sorted(kept, key=lambda r: r.priority):
                 if urgent.get(row.device, 0) > row.priority and not row.cancel:
@@ -167,7 +171,7 @@ class Leases:
         """The clip is there: published, billed and told in one transaction, once."""
         with self.database.write() as c:
             job = _leased(c, token, lock=True)
-            values = {"files": json.dumps(files), "resumed_elsewhere": resumed_elsewhere}
+            values: dict[str, Any] = {"files": json.dumps(files), "resumed_elsewhere": resumed_elsewhere}
             _ended(c, job, "completed")
             return finish(
                 c, self.policy, job, State.COMPLETED, charge=job.credits, **values, percent=100.0, snapshot=None

@@ -35,6 +35,9 @@ class LocalExecutor:
     def pid(self) -> int | None:
         return None if self._child is None else self._child.pid
 
+    def ready(self) -> bool:
+        return True
+
     def run(self, work: Work) -> Iterator[Event]:
         self._start()
         self._over.clear()
@@ -81,7 +84,11 @@ class LocalExecutor:
             return
         self.close()
         self._child = subprocess.Popen(  # noqa: S603  our own command
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self._env, start_new_session=True
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=self._env,
+            start_new_session=True,
         )
         assert self._child.stdout is not None
         self._events = unpack(self._child.stdout)  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 A delivery's body is the Standard Webhooks payload and OpenAI's event at once:
 
-    {"id", "object": "event", "type": "video.completed", "created_at", "timestamp", "data": {"id", "job_id", "status", ...}}
+    {"id", "object": "event", "type": "video.completed", "created_at", "timestamp", "data": {...}}
 """
 
 import json
@@ -69,9 +69,7 @@ def events_after(c: Connection, job_id: str, after: int, limit: int = 500) -> li
     rows = c.execute(
         sa.select(events).where(events.c.job_id == job_id, events.c.id > after).order_by(events.c.id).limit(limit)
     )  # fmt: skip
-    return [
-        {"id": r.id, "type": r.type, "at": r.at, "data": json.loads(r.data)} for r in rows
-    ]
+    return [{"id": r.id, "type": r.type, "at": r.at, "data": json.loads(r.data)} for r in rows]
 
 
 def clock(c: Connection) -> float:

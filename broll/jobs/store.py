@@ -48,7 +48,12 @@ class Store:
         waiting = waiting.where(jobs.c.tenant_id == new.tenant_id, jobs.c.state == State.QUEUED)
         if c.execute(waiting).scalar_one() >= cap:
             raise TooMany(f"{cap} of your jobs are waiting already, which is the limit", retry_after_s=30)
-        values = {"id": job_id, "tenant_id": new.tenant_id, "key_id": new.key_id, "spec": new.spec}
+        values: dict[str, Any] = {
+            "id": job_id,
+            "tenant_id": new.tenant_id,
+            "key_id": new.key_id,
+            "spec": new.spec,
+        }
         values |= {"asked": json.dumps(new.asked), "model": new.model, "memory_mb": new.memory_mb}
         values |= {"priority": new.priority, "state": State.QUEUED, "credits": new.credits}
         values |= {"webhook_url": new.webhook_url, "retry_of": new.retry_of, "remix_of": new.remix_of}
@@ -65,9 +70,7 @@ class Store:
         with self.database.write() as c:
             own = _key(tenant, route, key)
             at = outbox.clock(c)
-            c.execute(
-                sa.delete(idempotency).where(*own, idempotency.c.at < at - self.policy.idempotency_s)
-            )
+            c.execute(sa.delete(idempotency).where(*own, idempotency.c.at < at - self.policy.idempotency_s))
             row = {"tenant_id": tenant, "route": route, "key": key, "fingerprint": fingerprint, "at": at}
             if _insert_if_new(c, row):
                 return None
@@ -84,9 +87,7 @@ class Store:
     def drop_key(self, tenant: str, route: str, key: str) -> None:
         """The request was refused before it made a job: its key may be used again."""
         with self.database.write() as c:
-            c.execute(
-                sa.delete(idempotency).where(*_key(tenant, route, key), idempotency.c.job_id.is_(None))
-            )
+            c.execute(sa.delete(idempotency).where(*_key(tenant, route, key), idempotency.c.job_id.is_(None)))
 
     # --- read ---------------------------------------------------------------------------------------------
 
@@ -130,7 +131,9 @@ class Store:
         with self.database.write() as c:
             job = _get(c, tenant, job_id, lock=True)
             if job.state is State.QUEUED:
-                return finish(c, self.policy, job, State.CANCELLED, charge=0, error=("cancelled", "cancelled"))
+                return finish(
+                    c, self.policy, job, State.CANCELLED, charge=0, error=("cancelled", "cancelled")
+                )
             if job.state is State.RUNNING:
                 c.execute(sa.update(jobs).where(jobs.c.id == job_id).values(cancel=True))
             elif job.state is not State.CANCELLED:
@@ -156,12 +159,14 @@ def finish(
     at = outbox.clock(c)
     kept = c.execute(sa.select(tenants.c.retention_s).where(tenants.c.id == job.tenant_id)).scalar()
     values |= {"state": to, "finished_at": at, "charged": charge, "lease_token": None, "lease_until": None}
-    values |= {"stage": None, "left_s": None, "expires_at": at + (policy.retention_s if kept is None else kept)}
+    values |= {
+        "stage": None,
+        "left_s": None,
+        "expires_at": at + (policy.retention_s if kept is None else kept),
+    }
     if error is not None:
         values |= {"error_code": error[0], "error": error[1][:2000]}
-    moved = c.execute(
-        sa.update(jobs).where(jobs.c.id == job.id, jobs.c.state == job.state).values(**values)
-    )
+    moved = c.execute(sa.update(jobs).where(jobs.c.id == job.id, jobs.c.state == job.state).values(**values))
     if moved.rowcount == 0:
         raise Conflict("the job has just changed its state")
     credits.settle(c, job.tenant_id, job.key_id, job.id, job.credits, charge)
@@ -191,5 +196,3 @@ def _insert_if_new(c: Connection, row: dict[str, Any]) -> bool:
     make = sqlite.insert if c.dialect.name == "sqlite" else postgresql.insert
     insert = make(idempotency).values(**row).on_conflict_do_nothing().returning(idempotency.c.key)
     return c.execute(insert).first() is not None
-
-

@@ -1,8 +1,8 @@
 """Housekeeping: what has expired goes, and nothing else.
 
-    clips       after their tenant's retention; the job's row goes with its files
-    uploads     after theirs, unless a job that is not done still needs the picture
-    keys        Idempotency-Keys after a day
+clips       after their tenant's retention; the job's row goes with its files
+uploads     after theirs, unless a job that is not done still needs the picture
+keys        Idempotency-Keys after a day
 
 """
 
@@ -76,4 +76,6 @@ def needed(c: Connection, tenant: str, sha256: str) -> bool:
     """Whether an unfinished job starts from this picture."""
     waiting = sa.select(jobs.c.spec).where(jobs.c.tenant_id == tenant, jobs.c.state.not_in(TERMINAL))
     specs = (json.loads(row.spec) for row in c.execute(waiting))
-    return any((spec.get(name) or {}).get("sha256") == sha256 for spec in specs for name in ("image", "last_image"))
+    return any(
+        (spec.get(name) or {}).get("sha256") == sha256 for spec in specs for name in ("image", "last_image")
+    )

@@ -1,12 +1,12 @@
 """The tables. Times are seconds since 1970 by the database's clock; credits are integers; ids are random words.
 
-    tenants ─┬─ api_keys
-             ├─ jobs ─┬─ attempts     one row a claim
-             │        └─ events       one row a change of state or stage
-             ├─ entries               the ledger: two rows a transfer, sum zero, never changed
-             ├─ uploads, idempotency
-             └─ endpoints ── deliveries
-    devices, timings                  what runs the jobs, and how fast it was
+tenants ─┬─ api_keys
+         ├─ jobs ─┬─ attempts     one row a claim
+         │        └─ events       one row a change of state or stage
+         ├─ entries               the ledger: two rows a transfer, sum zero, never changed
+         ├─ uploads, idempotency
+         └─ endpoints ── deliveries
+devices, timings                  what runs the jobs, and how fast it was
 """
 
 import sqlalchemy as sa

@@ -60,7 +60,7 @@ def one_line(path: Path, failure: Exception) -> str:
     return f"cannot write {path}: {reason.splitlines()[0]}"
 
 
-def check_codec(format: str) -> None:  # noqa: A002  the word every caller uses
+def check_codec(format: str) -> None:
     if CODECS[format] not in av.codecs_available:
         raise OutputError(f"{format} needs the encoder {CODECS[format]}, which this FFmpeg was built without")
 
@@ -75,7 +75,7 @@ def part_of(target: Path) -> Path:
     return target.with_name(f".{target.name[:40]}.{secrets.token_hex(4)}.part")
 
 
-def check_output(path: Path, format: str | None = None) -> str:  # noqa: A002
+def check_output(path: Path, format: str | None = None) -> str:
     """The format to write, or one clear line on why nothing can be written there. Leaves nothing behind."""
     ending = path.suffix.lower().removeprefix(".")
     chosen = ending if format is None else format.lower()
@@ -247,7 +247,7 @@ class VideoWriter:
         width: int,
         height: int,
         fps: int,
-        format: str,  # noqa: A002
+        format: str,
         metadata: str = "",
     ) -> None:
         if format not in FORMATS:

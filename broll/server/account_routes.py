@@ -15,7 +15,6 @@ from broll.jobs.tables import uploads
 from broll.media.pictures import MAX_BYTES
 from broll.server import bodies, submit
 from broll.server.deps import AdminCaller, JobsCaller, ReadCaller, ServiceDep
-from broll.server.intake import clean_picture
 from broll.server.problems import documented
 from broll.server.schemas import Strict, UploadOut
 from broll.server.views import iso
@@ -108,11 +107,11 @@ def create_key(service: ServiceDep, caller: JobsCaller, body: NewKey) -> dict[st
     return new_key(service, caller.tenant_id, body, caller.scopes)
 
 
-def new_key(
-    service: ServiceDep, tenant: str, body: NewKey, allowed: tuple[str, ...]
-) -> dict[str, Any]:
+def new_key(service: ServiceDep, tenant: str, body: NewKey, allowed: tuple[str, ...]) -> dict[str, Any]:
     if not set(body.scopes) <= {*allowed, "read"}:
-        raise Forbidden(f"a key with the scopes {', '.join(allowed)} cannot make one with {', '.join(body.scopes)}")
+        raise Forbidden(
+            f"a key with the scopes {', '.join(allowed)} cannot make one with {', '.join(body.scopes)}"
+        )
     with service.database.write() as c:
         key_id, key = keys.create_key(
             c, service.pepper, tenant, body.name, scopes=body.scopes, life_s=body.expires_in_s, cap=body.cap
@@ -169,7 +168,7 @@ async def upload(request: Request, service: ServiceDep, caller: JobsCaller) -> R
         data = await request.body()
     if len(data) > MAX_BYTES:
         raise TooLarge(f"a picture may have {MAX_BYTES // 10**6} MB")
-    cleaned = await run_in_threadpool(clean_picture, data)
+    cleaned = await run_in_threadpool(service.clean, data)
     row = await run_in_threadpool(submit.keep_upload, service, caller, cleaned)
     return JSONResponse(shown_upload(row), 201)
 
@@ -181,7 +180,11 @@ def shown_upload(row: Any) -> dict[str, Any]:
 
 @router.get("/v1/uploads/{upload_id}", response_model=UploadOut, responses=COMMON)
 def get_upload(service: ServiceDep, caller: ReadCaller, upload_id: str) -> Any:
-    mine = (uploads.c.id == word(upload_id), uploads.c.tenant_id == caller.tenant_id, uploads.c.expires_at > now())
+    mine = (
+        uploads.c.id == word(upload_id),
+        uploads.c.tenant_id == caller.tenant_id,
+        uploads.c.expires_at > now(),
+    )
     with service.database.read() as c:
         row = c.execute(sa.select(uploads).where(*mine)).mappings().first()
     if row is None:

@@ -63,7 +63,10 @@ def _health(app: FastAPI) -> None:
         return "ok"
 
     @app.get(
-        "/metrics", tags=["health"], response_class=PlainTextResponse, responses=problems.documented(401, 403, 429)
+        "/metrics",
+        tags=["health"],
+        response_class=PlainTextResponse,
+        responses=problems.documented(401, 403, 429),
     )
     def metrics(request: Request, service: ServiceDep) -> Response:
         """For Prometheus: from this machine, or with an admin key."""
@@ -75,7 +78,9 @@ def _health(app: FastAPI) -> None:
 def _document(app: FastAPI) -> dict[str, Any]:
     """OpenAPI, with the bodies that routes read themselves and the problem that every error is."""
     if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
         known = document.setdefault("components", {}).setdefault("schemas", {})
         for model in (schemas.Problem, schemas.Generate, openai_routes.Create):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

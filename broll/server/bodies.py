@@ -1,7 +1,6 @@
 """Requests that come as JSON or as a form with files, read into the same fields."""
 
 import json
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,9 +11,6 @@ from starlette.datastructures import UploadFile
 
 from broll.errors import BadOption, BrollError, TooLarge
 from broll.media.pictures import MAX_BYTES
-
-
-
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,7 +45,9 @@ async def _form(request: Request, names: tuple[str, ...]) -> Body:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in names:
-                    raise BadOption(f"the form has a file {name[:100]!r}; possible are {', '.join(names) or 'none'}")
+                    raise BadOption(
+                        f"the form has a file {name[:100]!r}; possible are {', '.join(names) or 'none'}"
+                    )
                 found[name] = await value.read(MAX_BYTES + 1)
                 if len(found[name]) > MAX_BYTES:
                     raise TooLarge(f"the file {name} has more than {MAX_BYTES // 10**6} MB")

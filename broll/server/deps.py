@@ -17,6 +17,7 @@ from broll.jobs.database import Database
 from broll.jobs.keys import Caller
 from broll.jobs.store import Store
 from broll.server.guard import Guard
+from broll.server.intake import Cleaned, clean_picture
 from broll.server.signing import Signer
 from broll.settings import Settings
 from broll.spec import VideoSpec
@@ -24,6 +25,7 @@ from broll.spec import VideoSpec
 if TYPE_CHECKING:
     from broll.server.webhooks import WebhookSender
 
+DECODERS = 2  # pictures decoded at a time, each in a child of up to 1.5 GB
 REMEMBER_S = 5.0  # a revoked key works so long at most
 bearer = HTTPBearer(auto_error=False, description="An API key: `broll keys create`")
 
@@ -73,7 +75,13 @@ class Service:
     limiter: limits.strategies.MovingWindowRateLimiter = field(
         default_factory=lambda: limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
     )
+    intake: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(DECODERS))
     known: dict[str, tuple[float, Caller]] = field(default_factory=dict)
+
+    def clean(self, data: bytes) -> Cleaned:
+        """A client's picture, decoded in a limited child and made anew."""
+        with self.intake:
+            return clean_picture(data)
 
     def caller(self, key: str) -> Caller:
         """Whose key this is; remembered for a moment, so that a thousand pollers do not ask the database each time."""
@@ -91,13 +99,15 @@ class Service:
 
 
 def service(request: Request) -> Service:
-    return request.app.state.service  # type: ignore[no-any-return]
+    return request.app.state.service
 
 
 ServiceDep = Annotated[Service, Depends(service)]
 
 
-def authenticated(request: Request, own: ServiceDep, _shown: Annotated[Any, Depends(bearer)] = None) -> Caller:
+def authenticated(
+    request: Request, own: ServiceDep, _shown: Annotated[Any, Depends(bearer)] = None
+) -> Caller:
     """Bearer, or Key as fal's client sends it; counted against the tenant's rate."""
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() not in ("bearer", "key") or not key.strip():

@@ -25,12 +25,12 @@ OWN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 class Envelope:
     def __init__(self, app: ASGIApp, *, max_body: int, metrics: Metrics) -> None:
-        self._app, self._max_body, self._metrics = app, max_body, metrics
-        self._log = structlog.get_logger("broll.access")
+        self.app, self.max_body, self.metrics = app, max_body, metrics
+        self.log = structlog.get_logger("broll.access")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         await Exchange(self, scope, receive, send).run()
 
@@ -44,7 +44,7 @@ class Exchange:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         self.request_id = given if OWN_ID.match(given) else f"req_{secrets.token_hex(8)}"
         length = headers.get(b"content-length", b"0")
-        self.too_large = length.isdigit() and int(length[:20]) > envelope._max_body
+        self.too_large = length.isdigit() and int(length[:20]) > envelope.max_body
         self.received, self.status, self.begin = 0, 0, time.perf_counter()
 
     async def run(self) -> None:
@@ -56,12 +56,12 @@ class Exchange:
             if self.too_large:
                 await self._refuse()
             else:
-                await self.e._app(self.scope, self.receive, self.send)
+                await self.e.app(self.scope, self.receive, self.send)
         finally:
             seconds = time.perf_counter() - self.begin
             route = getattr(self.scope.get("route"), "path", "other")
-            self.e._metrics.request(self.scope["method"], route, self.status, seconds)
-            self.e._log.info(
+            self.e.metrics.request(self.scope["method"], route, self.status, seconds)
+            self.e.log.info(
                 "request", method=self.scope["method"], path=self.scope["path"], status=self.status,
                 ms=round(seconds * 1000, 1),
             )  # fmt: skip
@@ -69,7 +69,7 @@ class Exchange:
     async def receive(self) -> Message:
         message = await self._receive()
         self.received += len(message.get("body", b""))
-        if self.received > self.e._max_body:
+        if self.received > self.e.max_body:
             self.too_large = True
             return {"type": "http.request", "body": b"", "more_body": False}
         return message
@@ -91,13 +91,16 @@ class Exchange:
         rate = self.scope["state"].get("rate")
         if rate is not None:
             amount, left, reset_s = rate
-            own |= {"ratelimit-policy": f'"default";q={amount};w=60', "ratelimit": f'"default";r={left};t={reset_s}'}
+            own |= {
+                "ratelimit-policy": f'"default";q={amount};w=60',
+                "ratelimit": f'"default";r={left};t={reset_s}',
+            }
             own |= {"x-ratelimit-limit": str(amount), "x-ratelimit-remaining": str(left)}
         return [(name.encode(), value.encode()) for name, value in own.items()]
 
     async def _refuse(self) -> None:
         self.status = 413
-        message = f"the request has more than {self.e._max_body // 10**6} MB"
+        message = f"the request has more than {self.e.max_body // 10**6} MB"
         body = json.dumps(
             {
                 "type": "https://broll.invalid/errors/too_large", "title": "Too large", "status": 413,
@@ -106,6 +109,10 @@ class Exchange:
                 "error": {"message": message, "type": "too_large", "param": None, "code": "too_large"},
             }
         ).encode()  # fmt: skip
-        headers = [(b"content-type", b"application/problem+json"), (b"connection", b"close"), *self._headers()]
+        headers = [
+            (b"content-type", b"application/problem+json"),
+            (b"connection", b"close"),
+            *self._headers(),
+        ]
         await self._send({"type": "http.response.start", "status": 413, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})

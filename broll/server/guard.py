@@ -31,7 +31,7 @@ from typing import Any
 import httpcore
 import httpx
 
-from broll.errors import BadRequest
+from broll.errors import FetchFailed, UnsafeUrl
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -64,18 +64,6 @@ NOT_PUBLIC = tuple(
         "3fff::/20",  # examples
     )
 )
-
-
-class UnsafeUrl(BadRequest):
-    """This URL may not be fetched."""
-
-    code = "unsafe_url"
-
-
-class FetchFailed(BadRequest):
-    """This URL could not be fetched."""
-
-    code = "fetch_failed"
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,29 @@
 """Making clips, and following them: the API that users of hosted WAN services know."""
 
 import asyncio
-import base64
 import hashlib
 import json
 import re
 import time
-from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from broll.errors import ArtifactMissing, Conflict
+from broll.errors import Conflict
+from broll.jobs.dispatcher import picture_path
 from broll.jobs.job import LEVELS, Job
 from broll.jobs.keys import Caller
 from broll.jobs.states import State
 from broll.server import bodies, submit, views
 from broll.server.deps import JobsCaller, ReadCaller, Service, ServiceDep
+from broll.server.event_stream import LOOK_S, Feed, stream
 from broll.server.problems import documented
 from broll.server.schemas import Estimate, Generate, JobList, JobOut
 
 router = APIRouter(tags=["jobs"])
 MOST_WAIT_S = 60.0
-LOOK_S = 0.5  # between two looks at a job that somebody waits for
-KEEP_ALIVE_S = 15.0
 PICTURES = ("image", "last_image")
 BODY = {
     "requestBody": {
@@ -117,9 +115,7 @@ def cancel_job(request: Request, service: ServiceDep, caller: JobsCaller, job_id
     "/v1/jobs/{job_id}/retry", status_code=202, response_model=JobOut,
     responses=documented(401, 402, 403, 404, 409, 422, 429, 503),
 )  # fmt: skip
-def retry_job(
-    request: Request, service: ServiceDep, caller: JobsCaller, job_id: str, key: Key = None
-) -> Any:
+def retry_job(request: Request, service: ServiceDep, caller: JobsCaller, job_id: str, key: Key = None) -> Any:
     """The same clip again, seed included, as a new job with a price of its own."""
     old = service.store.get(caller.tenant_id, job_id)
     if old.state not in (State.FAILED, State.CANCELLED):
@@ -135,7 +131,7 @@ def again(service: Service, caller: Caller, old: Job, **fields: Any) -> submit.O
     for name in PICTURES:
         given = spec.pop(name, None)
         if given is not None:
-            files[name] = service.artifacts.get(submit.picture_path(caller.tenant_id, given["sha256"]))
+            files[name] = service.artifacts.get(picture_path(caller.tenant_id, given["sha256"]))
     spec.pop("schema_version", None)
     asked = Generate.model_validate(
         {**spec, "priority": LEVELS[old.priority], "webhook_url": old.webhook_url} | fields.pop("changes", {})
@@ -171,42 +167,5 @@ async def job_events(
     """Server-sent events: status, stage, progress, preview, done. `Last-Event-ID` goes on where it broke off."""
     job = await run_in_threadpool(service.store.get, caller.tenant_id, job_id)
     seen = int(last) if last and last.isascii() and last.isdigit() else 0
-    stream = told(request, service, job, seen)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-
-
-async def told(request: Request, service: Service, job: Job, seen: int) -> AsyncIterator[str]:
-    """Rows of the events table as they appear; progress and preview as they change."""
-    progress, preview, spoke = (-1.0, ""), "", time.monotonic()
-    while not await request.is_disconnected():
-        job = await run_in_threadpool(service.store.get, None, job.id)
-        for event in await run_in_threadpool(service.store.events, job.id, seen):
-            seen, spoke = event["id"], time.monotonic()
-            if event["type"] == "stage":
-                yield sse("stage", event["data"], seen)
-            elif event["type"].startswith("video.") and not job.done:
-                yield sse("status", await run_in_threadpool(views.shown, service, request, job), seen)
-        if job.done:
-            yield sse("done", await run_in_threadpool(views.shown, service, request, job), seen)
-            return
-        if (job.percent, job.stage or "") != progress and job.state is State.RUNNING:
-            progress, spoke = (job.percent, job.stage or ""), time.monotonic()
-            yield sse("progress", {"progress": int(job.percent), "stage": job.stage, "eta_s": job.left_s})
-        if job.preview and f"{job.preview} {job.percent}" != preview:
-            preview = f"{job.preview} {job.percent}"
-            try:
-                webp = await run_in_threadpool(service.artifacts.get, job.preview)
-            except ArtifactMissing:
-                continue
-            yield sse("preview", {"webp": base64.b64encode(webp).decode()})
-        if time.monotonic() - spoke > KEEP_ALIVE_S:
-            spoke = time.monotonic()
-            yield ": still here\n\n"
-        if service.draining.is_set():
-            return  # the client comes back, to another process
-        await asyncio.sleep(LOOK_S)
-
-
-def sse(event: str, data: Any, number: int | None = None) -> str:
-    head = "" if number is None else f"id: {number}\n"
-    return f"{head}event: {event}\ndata: {json.dumps(data)}\n\n"
+    told = stream(Feed(request, service, job, seen))
+    return StreamingResponse(told, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

@@ -47,12 +47,18 @@ class FromDatabase(Collector):
 
     def collect(self) -> Iterator[Metric]:
         depth = GaugeMetricFamily("broll_jobs", "Jobs by model and state", labels=["model", "state"])
-        oldest = GaugeMetricFamily("broll_queue_oldest_seconds", "Age of the oldest waiting job", labels=["model"])
+        oldest = GaugeMetricFamily(
+            "broll_queue_oldest_seconds", "Age of the oldest waiting job", labels=["model"]
+        )
         ends = GaugeMetricFamily("broll_attempts", "Attempts by their outcome", labels=["outcome"])
-        stages = GaugeMetricFamily("broll_stage_seconds", "Mean time in a stage, last 1000 events", labels=["stage"])
+        stages = GaugeMetricFamily(
+            "broll_stage_seconds", "Mean time in a stage, last 1000 events", labels=["stage"]
+        )
         with self._database.read() as c:
             for row in c.execute(
-                sa.select(jobs.c.model, jobs.c.state, sa.func.count().label("n")).group_by(jobs.c.model, jobs.c.state)
+                sa.select(jobs.c.model, jobs.c.state, sa.func.count().label("n")).group_by(
+                    jobs.c.model, jobs.c.state
+                )
             ):
                 depth.add_metric([row.model, row.state], row.n)
             waiting = sa.select(jobs.c.model, (now() - sa.func.min(jobs.c.created_at)).label("age"))
@@ -64,9 +70,15 @@ class FromDatabase(Collector):
             for stage, seconds in stage_seconds(c).items():
                 stages.add_metric([stage], seconds)
             alive = sa.select(sa.func.count()).select_from(devices).where(devices.c.seen_at > now() - 60)
-            yield GaugeMetricFamily("broll_devices", "Devices heard of in the last minute", c.execute(alive).scalar())
-            yield GaugeMetricFamily("broll_ledger_drift", "Credits by which the books differ", credits.drift(c))
-            yield GaugeMetricFamily("broll_webhook_lag_seconds", "Age of the oldest due delivery", webhooks.lag(c))
+            yield GaugeMetricFamily(
+                "broll_devices", "Devices heard of in the last minute", c.execute(alive).scalar()
+            )
+            yield GaugeMetricFamily(
+                "broll_ledger_drift", "Credits by which the books differ", credits.drift(c)
+            )
+            yield GaugeMetricFamily(
+                "broll_webhook_lag_seconds", "Age of the oldest due delivery", webhooks.lag(c)
+            )
         yield from (depth, oldest, ends, stages)
 
 
@@ -75,7 +87,9 @@ def stage_seconds(c: sa.Connection) -> dict[str, float]:
     following = sa.func.lead(events.c.at).over(partition_by=events.c.job_id, order_by=events.c.id)
     recent = (
         sa.select(events.c.type, events.c.data, events.c.at, following.label("next"))
-        .where(events.c.id > sa.select(sa.func.coalesce(sa.func.max(events.c.id), 0) - 1000).scalar_subquery())
+        .where(
+            events.c.id > sa.select(sa.func.coalesce(sa.func.max(events.c.id), 0) - 1000).scalar_subquery()
+        )
         .subquery()
     )
     found: dict[str, list[float]] = {}

@@ -98,14 +98,19 @@ def answer(job: Job, status: int = 200) -> JSONResponse:
 async def create(request: Request, service: ServiceDep, caller: JobsCaller, key: Key = None) -> Response:
     body = await bodies.read(request, files=("input_reference",))
     asked = bodies.parsed(Create, body.fields)
-    files = {"image": data for name, data in body.files.items() if name == "input_reference"}
-    native = {name: getattr(asked, name) for name in ("prompt", "seconds", "size", "seed", "negative_prompt", "steps")}
+    files = {"image": body.files["input_reference"]} if "input_reference" in body.files else {}
+    native = {
+        name: getattr(asked, name)
+        for name in ("prompt", "seconds", "size", "seed", "negative_prompt", "steps")
+    }
     if asked.model is not None and not asked.model.startswith("sora"):
         native["model"] = asked.model
     native |= reference(asked.input_reference, given=bool(files))
     seconds = None if asked.seconds is None else f"{asked.seconds:g}"
     dialect = {"model": asked.model, "seconds": seconds}
-    order = submit.Order(bodies.parsed(Generate, {k: v for k, v in native.items() if v is not None}), files, dialect)
+    order = submit.Order(
+        bodies.parsed(Generate, {k: v for k, v in native.items() if v is not None}), files, dialect
+    )
     named = None if key is None else ("POST /v1/videos", key)
     job, _ = await run_in_threadpool(submit.submit, service, caller, order, key=named)
     return answer(job)
@@ -137,7 +142,9 @@ def list_videos(
 
 def unsupported() -> Response:
     """Edits, extensions and characters: the engine cannot yet."""
-    raise NotSupported("edits, extensions and characters are not possible here; create, remix, list and content are")
+    raise NotSupported(
+        "edits, extensions and characters are not possible here; create, remix, list and content are"
+    )
 
 
 for path in ("/edits", "/extensions", "/characters"):

@@ -1,4 +1,4 @@
-"""Errors as answers: RFC 9457 problem+json, with the `error` object that the OpenAI, Runway, Replicate and fal SDKs read.
+"""Errors as answers: RFC 9457 problem+json, with the `error` object that four vendors' SDKs read.
 
 The one table from codes to statuses. What is not in it is a defect of ours: 500, without a word about its inside.
 """
@@ -9,7 +9,7 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import DBAPIError, DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
 
 from broll.errors import (
@@ -43,7 +43,13 @@ STATUS = {
     "storage_error": 503,
 }
 REFUSED = 422  # what was asked for cannot be asked
-TITLES = {401: "Not authenticated", 402: "Not enough credits", 404: "Not found", 422: "Cannot be done", 429: "Too many"}
+TITLES = {
+    401: "Not authenticated",
+    402: "Not enough credits",
+    404: "Not found",
+    422: "Cannot be done",
+    429: "Too many",
+}
 
 
 def problem(
@@ -84,7 +90,9 @@ def first_of(error: RequestValidationError) -> BrollError:
     cause = (first.get("ctx") or {}).get("error")
     if isinstance(cause, BrollError):
         return cause
-    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
+    where = (
+        ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
+    )
     got = repr(first.get("input"))
     shown = got if len(got) <= 100 else got[:100] + "..."
     return BadOption(f"{where} is {shown}: {first['msg'][0].lower()}{first['msg'][1:]}")
@@ -121,7 +129,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def _unknown(request: Request, error: Exception) -> Response:
         log.error("internal error", path=request.url.path, exc_info=error)
-        return problem(request, "internal_error", "something went wrong here; the log has it under request_id")
+        return problem(
+            request, "internal_error", "something went wrong here; the log has it under request_id"
+        )
 
 
 def documented(*codes: int) -> dict[int | str, dict[str, Any]]:

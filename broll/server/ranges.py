@@ -1,6 +1,6 @@
 """One HTTP range, as players ask for it; anything odd is answered with the whole.
 
-    RFC 9110, section 14        https://www.rfc-editor.org/rfc/rfc9110#section-14
+RFC 9110, section 14        https://www.rfc-editor.org/rfc/rfc9110#section-14
 """
 
 import re
@@ -8,7 +8,7 @@ import re
 RANGE = re.compile(r"^bytes=(\d{0,18})-(\d{0,18})$")
 
 
-class NotSatisfiable(Exception):  # noqa: N818  the protocol's word
+class NotSatisfiable(Exception):
     """The range lies behind the end."""
 
 

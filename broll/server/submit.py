@@ -23,7 +23,7 @@ from broll.jobs.job import PRIORITIES, Job, NewJob
 from broll.jobs.keys import Caller
 from broll.jobs.tables import uploads
 from broll.server.deps import Plan, Service
-from broll.server.intake import Cleaned, clean_picture
+from broll.server.intake import Cleaned
 from broll.server.schemas import Generate
 from broll.settings import Settings
 
@@ -72,7 +72,7 @@ def plan(service: Service, caller: Caller, order: Order) -> tuple[Plan, dict[str
 def picture(service: Service, caller: Caller, order: Order, name: str) -> Cleaned | None:
     """From a file part, an upload, a data URI or a URL; decoded in a limited child, and made anew."""
     if name in order.files:
-        return clean_picture(order.files[name])
+        return service.clean(order.files[name])
     text, url = getattr(order.asked, name), getattr(order.asked, f"{name}_url")
     if text is not None and text.startswith("upl_"):
         return uploaded(service, caller, text)
@@ -80,10 +80,10 @@ def picture(service: Service, caller: Caller, order: Order, name: str) -> Cleane
     if link is None:
         return None
     if link.startswith("data:"):
-        return clean_picture(from_data_uri(link))
+        return service.clean(from_data_uri(link))
     if url is None:
         raise BadImage(f"{name} is neither the id of an upload nor a data URI; a link goes into {name}_url")
-    return clean_picture(service.guard.get(url))
+    return service.clean(service.guard.get(url))
 
 
 def from_data_uri(text: str) -> bytes:
@@ -161,7 +161,10 @@ def _submit(service: Service, caller: Caller, order: Order, key: tuple[str, str]
 def fingerprint(order: Order) -> str:
     """What must be the same when an Idempotency-Key is used again."""
     files = {name: hashlib.sha256(data).hexdigest() for name, data in order.files.items()}
-    told = order.asked.model_dump(exclude_none=True) | {"files": files, "of": [order.retry_of, order.remix_of]}
+    told = order.asked.model_dump(exclude_none=True) | {
+        "files": files,
+        "of": [order.retry_of, order.remix_of],
+    }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

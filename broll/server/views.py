@@ -56,7 +56,9 @@ def shown(service: Service, request: Request, job: Job) -> dict[str, Any]:
     urls = {"self": own, "events": f"{own}/events"}
     if job.done:
         if job.state is State.COMPLETED:
-            urls |= {v: f"{base}{content_path(job.id, v)}" for v in ("video", "thumbnail", "spritesheet", "gif")}
+            urls |= {
+                v: f"{base}{content_path(job.id, v)}" for v in ("video", "thumbnail", "spritesheet", "gif")
+            }
     else:
         urls |= {"cancel": f"{own}/cancel", "preview": f"{base}{content_path(job.id, 'preview')}"}
     spec = job.spec

@@ -40,7 +40,7 @@ def test_two_submits_are_two_jobs(client):
 
 def test_waiting_ends_when_the_job_does(client):
     job = client.submit(PROMPT, **SMALL)
-    assert client.wait(job.id, 60).completed
+    assert client.wait(job.id, 600).completed
 
 
 def test_events_end_with_done(client):
@@ -68,7 +68,7 @@ def test_jobs_are_listed_page_after_page_newest_first(client):
 def test_a_cancelled_job_reads_as_failed_and_can_be_made_again(client):
     job = client.submit("forever " + PROMPT, **SMALL)
     client.cancel(job.id)
-    stopped = client.wait(job.id, 60)
+    stopped = client.wait(job.id, 600)
     assert stopped.cancelled and stopped.status == "failed"
     assert client.retry(job.id).retry_of == job.id
 

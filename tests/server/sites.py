@@ -9,7 +9,7 @@ from socketserver import TCPServer
 
 import pytest
 
-from broll.server.guard import UnsafeUrl
+from broll.errors import UnsafeUrl
 
 LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 PICTURE = b"\x89PNG" + bytes(range(256)) * 40

@@ -6,7 +6,8 @@ from ipaddress import ip_network
 import pytest
 
 from broll.errors import BadRequest
-from broll.server.guard import FetchFailed, Guard, UnsafeUrl, is_public, plain
+from broll.errors import FetchFailed, UnsafeUrl
+from broll.server.guard import Guard, is_public, plain
 from tests.server.sites import LOOPBACK, PICTURE, PUBLIC, answers, moved, refusal, site
 
 INSIDE = [

@@ -11,7 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broll.server.guard import FetchFailed, Guard, UnsafeUrl
+from broll.errors import FetchFailed, UnsafeUrl
+from broll.server.guard import Guard
 from tests.server.sites import LOOPBACK, PICTURE, PUBLIC, answers, drip, refusal, site, speaker
 
 # TLS
