@@ -186,18 +186,24 @@ class Leases:
     def cancelled(self, token: str) -> Job:
         """It stopped because it was cancelled; what it costs is the share that was done, or nothing."""
         with self.database.write() as c:
-            job = _leased(c, token, lock=True)
-            share = min(100.0, job.percent) / 100 if self.policy.cancel_charge == "used" else 0.0
-            _ended(c, job, "cancelled")
-            return finish(
-                c, self.policy, job, State.CANCELLED, charge=int(job.credits * share),
-                error=("cancelled", "cancelled"),
-            )  # fmt: skip
+            return self._cancelled(c, _leased(c, token, lock=True))
+
+    def _cancelled(self, c: Connection, job: Job) -> Job:
+        share = min(100.0, job.percent) / 100 if self.policy.cancel_charge == "used" else 0.0
+        _ended(c, job, "cancelled")
+        return finish(
+            c, self.policy, job, State.CANCELLED, charge=int(job.credits * share),
+            error=("cancelled", "cancelled"),
+        )  # fmt: skip
 
     def hand_back(self, token: str, outcome: str) -> None:
         """To the queue, as if it had never been claimed: a drain or a preemption is not the job's fault."""
         with self.database.write() as c:
-            _requeue(c, _leased(c, token, lock=True), outcome, delay_s=0.0)
+            job = _leased(c, token, lock=True)
+            if job.cancel:  # nobody wants it any more; no other device need take it to find that out
+                self._cancelled(c, job)
+            else:
+                _requeue(c, job, outcome, delay_s=0.0)
 
     def retry(self, token: str, code: str, message: str) -> None:
         """This attempt failed in a way that another may not; the last one ends the job."""
@@ -224,6 +230,8 @@ class Leases:
     def reap(self) -> int:
         """Put back the jobs whose dispatcher has not been heard of for a lease."""
         over = sa.select(jobs).where(jobs.c.state == State.RUNNING, jobs.c.lease_until < now())
+        # in the order of tenants, whose rows are locked next: two reapers never wait for each other in a circle
+        over = over.order_by(jobs.c.tenant_id, jobs.c.seq)
         with self.database.read() as c:
             if c.execute(over.limit(1)).first() is None:
                 return 0

@@ -29,7 +29,7 @@ class Store:
     def submit(self, new: NewJob, *, key: tuple[str, str] | None = None) -> Job:
         """Accept a job. `key` is the route and Idempotency-Key that `begin_key` has taken."""
         with self.database.write() as c:
-            job = self._insert(c, new)
+            job = self.insert(c, new)
             if key is not None:
                 own = _key(new.tenant_id, *key)
                 done = c.execute(sa.update(idempotency).where(*own).values(job_id=job.id))
@@ -37,7 +37,7 @@ class Store:
                     raise KeyInFlight("this Idempotency-Key was taken over by another request; repeat yours")
             return job
 
-    def _insert(self, c: Connection, new: NewJob) -> Job:
+    def insert(self, c: Connection, new: NewJob) -> Job:
         job_id, at = ids.new("job"), outbox.clock(c)
         credits.hold(c, new.tenant_id, new.key_id, job_id, new.credits)
         limits = c.execute(

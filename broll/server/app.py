@@ -1,10 +1,7 @@
 """The application: routes, errors, the envelope around them, and the pages that machines ask for."""
 
-from typing import Any
-
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -16,10 +13,10 @@ from broll.server import (
     job_routes,
     openai_routes,
     problems,
-    schemas,
     webhook_routes,
 )
 from broll.server.deps import Service, ServiceDep, authenticated
+from broll.server.document import document
 from broll.server.envelope import Envelope
 from broll.server.metrics import Metrics
 
@@ -39,7 +36,7 @@ def build(service: Service) -> FastAPI:
         app.include_router(part.router)
     _health(app)
     app.add_middleware(Envelope, max_body=service.settings.max_body_mb * 10**6, metrics=app.state.metrics)
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     return app
 
 
@@ -73,18 +70,3 @@ def _health(app: FastAPI) -> None:
         if request.client is None or request.client.host not in LOOPBACK:
             authenticated(request, service).need("admin")
         return Response(app.state.metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-def _document(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI, with the bodies that routes read themselves and the problem that every error is."""
-    if app.openapi_schema is None:
-        document = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
-        known = document.setdefault("components", {}).setdefault("schemas", {})
-        for model in (schemas.Problem, schemas.Generate, openai_routes.Create):
-            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-            known |= schema.pop("$defs", {})
-            known[model.__name__] = schema
-        app.openapi_schema = document
-    return app.openapi_schema

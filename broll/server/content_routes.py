@@ -23,10 +23,14 @@ Variant = Literal["video", "thumbnail", "spritesheet", "gif", "preview"]
 ENDINGS = {"video": "mp4", "gif": "gif"}
 
 
-@router.api_route(
-    "/v1/jobs/{job_id}/content", methods=["GET", "HEAD"], response_class=Response,
-    responses=documented(401, 403, 404, 409, 416, 422, 429) | {200: {"content": {"video/mp4": {}}}, 206: {}, 304: {}},
-)  # fmt: skip
+PATH = "/v1/jobs/{job_id}/content"
+ANSWERS = documented(401, 403, 404, 409, 416, 422, 429, 503) | {
+    200: {"content": {kind: {} for kind in ("video/mp4", "image/webp", "image/gif")}}, 206: {}, 304: {},
+}  # fmt: skip
+
+
+@router.head(PATH, response_class=Response, responses=ANSWERS, operation_id="content_head")
+@router.get(PATH, response_class=Response, responses=ANSWERS, operation_id="content")
 def content(
     request: Request, service: ServiceDep, job_id: str, variant: Variant = "video",
     exp: Annotated[str | None, Query(max_length=20)] = None, kid: Annotated[str | None, Query(max_length=64)] = None,

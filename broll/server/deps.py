@@ -19,6 +19,7 @@ from broll.jobs.store import Store
 from broll.server.guard import Guard
 from broll.server.intake import Cleaned, clean_picture
 from broll.server.signing import Signer
+from broll.server.watch import Watch
 from broll.settings import Settings
 from broll.spec import VideoSpec
 
@@ -75,8 +76,12 @@ class Service:
     limiter: limits.strategies.MovingWindowRateLimiter = field(
         default_factory=lambda: limits.strategies.MovingWindowRateLimiter(limits.storage.MemoryStorage())
     )
+    watch: Watch = field(init=False)
     intake: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(DECODERS))
     known: dict[str, tuple[float, Caller]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.database)
 
     def clean(self, data: bytes) -> Cleaned:
         """A client's picture, decoded in a limited child and made anew."""

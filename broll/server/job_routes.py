@@ -1,6 +1,5 @@
 """Making clips, and following them: the API that users of hosted WAN services know."""
 
-import asyncio
 import hashlib
 import json
 import re
@@ -18,12 +17,13 @@ from broll.jobs.keys import Caller
 from broll.jobs.states import State
 from broll.server import bodies, submit, views
 from broll.server.deps import JobsCaller, ReadCaller, Service, ServiceDep
-from broll.server.event_stream import LOOK_S, Feed, stream
+from broll.server.event_stream import Feed, stream
 from broll.server.problems import documented
 from broll.server.schemas import Estimate, Generate, JobList, JobOut
 
 router = APIRouter(tags=["jobs"])
 MOST_WAIT_S = 60.0
+PIECE_S = 5.0
 PICTURES = ("image", "last_image")
 BODY = {
     "requestBody": {
@@ -151,7 +151,8 @@ async def waited(service: Service, job: Job, prefer: str | None) -> Job:
     match = re.search(r"\bwait=(\d{1,4})\b", prefer or "")
     until = time.monotonic() + (min(MOST_WAIT_S, float(match[1])) if match else 0.0)
     while not job.done and time.monotonic() < until and not service.draining.is_set():
-        await asyncio.sleep(min(LOOK_S, max(0.0, until - time.monotonic())))
+        # in pieces, so that a process on its way out does not wait a minute for those who wait here
+        await service.watch.done(job.id, min(PIECE_S, until - time.monotonic()))
         job = await run_in_threadpool(service.store.get, None, job.id)
     return job
 

@@ -112,8 +112,14 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 400:  # FastAPI's word for a body that is not JSON, or not a form
+            return of(request, BadOption(f"the body cannot be read: {error.detail}"))
         code = {v: k for k, v in STATUS.items() if k not in ("artifact_missing", "idempotency_in_flight")}
         headers = dict(error.headers or {})
+        template = getattr(request.scope.get("route"), "path", "")
+        methods = {method.upper() for method in app.openapi()["paths"].get(template, {})}
+        if error.status_code == 405 and methods:  # Starlette knows only those of one route
+            headers["Allow"] = ", ".join(sorted(methods))
         name = code.get(error.status_code, "bad_request")
         return problem(request, name, str(error.detail), status=error.status_code, headers=headers)
 

@@ -12,9 +12,12 @@ from pydantic import BaseModel, Field
 
 from broll.jobs import webhooks
 from broll.server.deps import JobsCaller, ReadCaller, ServiceDep
+from broll.server.problems import documented
 from broll.server.schemas import Strict
 
-router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhooks"])
+router = APIRouter(
+    prefix="/v1/webhook-endpoints", tags=["webhooks"], responses=documented(401, 403, 404, 409, 422, 429, 503)
+)
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 

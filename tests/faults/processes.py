@@ -21,7 +21,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 KEY = "broll-admin-key-for-tests-only"
 T = TypeVar("T")
-PATIENCE_S = 120.0  # this machine may be busy with other things
+PATIENCE_S = 300.0  # this machine may be busy with other things
 QUICK = {
     "lease_s": 2, "beat_s": 0.4, "poll_s": 0.2, "backoff_s": 0.1, "snapshot_s": 0, "max_attempts": 20,
     "threads": 1, "devices": 1, "memory_mb": 100_000, "admin_key": KEY, "secret": "a secret of these tests only",
@@ -136,13 +136,10 @@ class Crew:
             until(serve.ready, f"broll serve --role {role}")
         return serve
 
-    def ensure(self, count: int) -> list[Serve]:
-        """So many dispatchers that live."""
+    def ensure(self, count: int, **changes: Any) -> list[Serve]:
+        """So many dispatchers that live; the new ones may still be starting."""
         living = [serve for serve in self.started if serve.alive]
-        fresh = [self.start(wait=False) for _ in range(count - len(living))]
-        for serve in fresh:
-            until(serve.ready, "a dispatcher")
-        return living + fresh
+        return living + [self.start(wait=False, **changes) for _ in range(count - len(living))]
 
     def holder(self, device: str) -> Serve:
         """Whose device it is: its name ends with the process's id and the device's number."""

@@ -29,7 +29,7 @@ from broll.renderer import Flag, Renderer
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
 from tests import checkpoints, databases
-from tests.faults.processes import Crew, Serve, crew, until
+from tests.faults.processes import PATIENCE_S, Crew, Serve, crew, until
 
 PRICE, PURSE = 10, 1_000_000
 SHORT = {"model": "tiny", "steps": 2}
@@ -102,9 +102,11 @@ class Site:
         return job.stage == stage
 
     def catch(self, job_id: str, stage: str) -> None:
-        until(lambda: self.at(job_id, stage) or self.job(job_id).done, f"stage {stage}", every_s=0.0005)
+        """Wait for a stage: calmly for the executor to start, then without a pause."""
+        until(lambda: self.at(job_id, "encode"), f"the executor of {job_id}", every_s=0.05)
+        until(lambda: self.at(job_id, stage) or self.job(job_id).done, f"stage {stage}", every_s=0.001)
 
-    def finished(self, job_id: str, *, timeout_s: float = 120.0) -> tuple[Job, list[tuple[int, int]]]:
+    def finished(self, job_id: str, *, timeout_s: float = PATIENCE_S) -> tuple[Job, list[tuple[int, int]]]:
         """The job at its end, and (attempt, step) of the snapshots that were seen meanwhile."""
         seen: list[tuple[int, int]] = []
 

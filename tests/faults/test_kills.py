@@ -22,16 +22,14 @@ CASES = [
     pytest.param(*case, id="-".join(case), marks=() if case in ESSENTIAL else pytest.mark.slow)
     for case in ((w, n, s) for w in ("dispatcher", "executor") for n in ("SIGKILL", "SIGSTOP") for s in STAGES)
 ]
-HUNG_S = 25.0  # an executor silent so long is killed; more than it takes to start one on a busy machine
+HUNG_S = 45.0  # an executor silent so long is killed; more than it takes to start one on a busy machine
 TRIES = 5  # finish and deliver last a moment; a job that was faster is no try
 
 
 @pytest.fixture(autouse=True)
 def dispatchers(shared):
     """Two that live, at the beginning of each test."""
-    living = [serve for serve in shared.crew.started if serve.alive]
-    fresh = [shared.crew.start(wait=False, stage_timeout_s=HUNG_S) for _ in range(2 - len(living))]
-    for serve in fresh:
+    for serve in shared.crew.ensure(2, stage_timeout_s=HUNG_S):
         until(serve.ready, "a dispatcher")
 
 

@@ -25,8 +25,6 @@ pytestmark = [
     pytest.mark.slow,
     # Not imported yet: Ray reads its environment when it is
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='pip install "broll[cluster]"'),
-    # Ray leaves its logs, sockets and pipes to the end of the process
-    pytest.mark.filterwarnings("ignore::ResourceWarning:ray"),
 ]
 
 
