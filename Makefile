@@ -24,7 +24,7 @@ test: $(VENV)/test
 	@echo "== running the tests"
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-all: $(VENV)/test
+test-all: $(VENV)/test-all
 	@echo "== running all tests, also the long ones"
 	$(BIN)/python -m pytest
 
@@ -52,11 +52,16 @@ $(VENV)/engine: pyproject.toml constraints.txt nano/pyproject.toml | $(VENV)/pyt
 
 $(VENV)/test: $(VENV)/engine
 	@echo "== installing the test extras"
-	@$(PIP) --editable ".[engine,test]"
+	@$(PIP) --editable ".[engine,server,test]"
+	@touch $@
+
+$(VENV)/test-all: $(VENV)/test
+	@echo "== installing what only the long tests need: Ray, schemathesis"
+	@$(PIP) --editable ".[engine,server,test,test-all]"
 	@touch $@
 
 $(VENV)/check: $(VENV)/test
-	@$(PIP) --editable ".[engine,test,dev]"
+	@$(PIP) --editable ".[engine,server,test,dev]"
 	@touch $@
 
 clean:

@@ -1,6 +1,7 @@
 """broll: your own video generation service. Text or an image in, a finished clip out."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from broll.errors import BrollError
 from broll.spec import VideoSpec
@@ -10,4 +11,13 @@ try:
 except PackageNotFoundError:  # run from a source tree that is not installed
     __version__ = "0.0.0"
 
-__all__ = ["BrollError", "VideoSpec", "__version__"]
+__all__ = ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The clients, when they are first asked for: httpx takes longer to import than all the rest."""
+    if name in ("AsyncClient", "Client"):
+        from broll import client  # noqa: PLC0415
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'broll' has no attribute {name!r}")

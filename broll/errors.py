@@ -30,6 +30,9 @@
     │   └── Unavailable               draining, or the database is away
     ├── StorageError         exit 5   artifacts cannot be kept
     ├── ArtifactMissing      exit 5   an artifact that should be there is not
+    ├── ExecutorDied         exit 7   (jobs/executor) the process that ran a job is gone
+    ├── ClusterUnreachable   exit 7   (jobs/ray_cluster)
+    ├── InsecureCluster      exit 7   (jobs/ray_cluster) no token authentication
     └── LeaseLost            exit 7   another dispatcher has this job now; nothing was written
 
 The class docstring is the default text. A message says what was got and what is possible.

@@ -125,6 +125,7 @@ class Run:
     folder: Path
     times: list[float] = field(default_factory=list)  # of the start and of each step
     kept: float = field(default_factory=time.monotonic)  # when the last snapshot was made
+    saved: int = -1  # the step of the last snapshot
     shown: float = 0.0  # when the last preview was
 
     def events(self) -> Iterator[Event]:
@@ -146,6 +147,8 @@ class Run:
                 if isinstance(event, Step):
                     yield from self._step(event)
                     if self.flag.soon:
+                        if self.saved != event.index:
+                            yield self._snapshot(event)
                         yield Stopped()
                         return
                 elif isinstance(event, Frames):
@@ -195,7 +198,7 @@ class Run:
         share = (BEGINS["decode"] - BEGINS["denoise"]) * (step.index + 1) / steps
         yield Progress("denoise", step.index + 1, steps, BEGINS["denoise"] + share, left_s)
         every_s = max(self.work.snapshot_s, SNAPSHOT_SHARE * steps * step_s)
-        if step.index + 1 == steps or self.flag.soon or time.monotonic() - self.kept >= every_s:
+        if step.index + 1 == steps or time.monotonic() - self.kept >= every_s:
             yield self._snapshot(step)
         if time.monotonic() - self.shown >= PREVIEW_S:
             self.shown = time.monotonic()
@@ -204,7 +207,7 @@ class Run:
     def _snapshot(self, step: "Step") -> Snapshot:
         path = self.folder / "snapshot"
         wiring.save_snapshot(path, self.spec, self.parts, step)
-        self.kept = time.monotonic()
+        self.kept, self.saved = time.monotonic(), step.index
         return Snapshot.of(step.index, path.read_bytes())
 
     def _preview(self, step: "Step") -> bytes:

@@ -76,9 +76,11 @@ def run_http(settings: "Settings", started: "Running") -> None:
     from broll.server.app import build
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
+        def handle_exit(self, sig: int, frame: Any) -> None:  # noqa: ARG002  uvicorn calls it so
             started.service.draining.set()  # streams end, waits end, readyz says no
-            super().handle_exit(sig, frame)
+            # Not uvicorn's own: after its end it sends itself the signal again, and the drain would be cut off.
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
 
     try:
         listening = socket.create_server((settings.host, settings.port), backlog=2048)

@@ -104,6 +104,11 @@ class Folder:
 
     root: Path
 
+    def must_be_there(self) -> None:
+        """A disk that is not mounted is not an empty one: nothing may be written in its place, nor taken to be gone."""
+        if not self.root.is_dir():
+            raise StorageError(f"the folder {self.root} is gone; is its disk mounted?")
+
     def refuse_links(self, path: str) -> None:
         if os.path.realpath(self.root / path) != str(self.root / path):
             raise StorageError(f"{path} leads over a link in {self.root}; links are not followed")
@@ -217,6 +222,7 @@ class Artifacts:
     def _check(self, path: str) -> None:
         check_path(path)
         if self._folder:
+            self._folder.must_be_there()
             self._folder.refuse_links(path)
 
     def put(self, path: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:

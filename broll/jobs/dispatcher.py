@@ -1,7 +1,8 @@
-"""Claims jobs and drives executors: one thread a device, and one heartbeat for all of them.
+"""Claims jobs and drives executors: one thread a device, one heartbeat for all of them, and one sweeper.
 
     device thread   claim -> run -> (write what happens) -> complete, fail or give back -> claim
     heartbeat       keeps the leases, learns of cancels, preemptions and losses, looks after dead dispatchers' jobs
+    sweeper         removes what has expired
 
 Nothing is written without the lease. What is stored goes first into artifacts under the attempt's own folder, and
 counts only when the row that names it is committed; a kill between the two leaves a file that the sweep removes.
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from broll.errors import ArtifactMissing, BrollError, LeaseLost, StorageError
 from broll.events import Clip, Event, Failed, Loaded, Preview, Progress, Snapshot, Stage, Stopped, Work
@@ -43,6 +44,7 @@ class Slot:
     lease: Lease | None = None
     reason: str = ""  # why it was told to stop: cancel | lost | drain | preempt | timeout
     heard: float = field(default_factory=time.monotonic)  # when the executor last said anything
+    lock: threading.Lock = field(default_factory=threading.Lock)  # a reason to stop belongs to one lease
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,11 @@ class Dispatcher:
         work = [
             threading.Thread(target=self._work, args=(slot,), name=slot.device.name) for slot in self.slots
         ]
-        self._workers, self._heart = work, threading.Thread(target=self._beats, name="heartbeat", daemon=True)
+        self._workers, self._heart = work, threading.Thread(target=self._beats, name="heartbeat")
+        self._broom = threading.Thread(target=self._sweeps, name="sweeper")
 
     def start(self) -> None:
-        for thread in (*self._workers, self._heart):
+        for thread in (*self._workers, self._heart, self._broom):
             thread.daemon = True
             thread.start()
 
@@ -101,13 +104,14 @@ class Dispatcher:
         while not self._draining.is_set():
             self.wake.clear()
             lease = None
-            with suppress(DBAPIError):  # the database is away: ask again
+            with suppress(SQLAlchemyError):  # the database is away: ask again
                 lease = self.leases.claim(slot.device) if slot.executor.ready() else None
             if lease is None:
                 self.wake.wait(self.pace.poll_s)
                 continue
             log = self._log.bind(job_id=lease.job.id, device=slot.device.name, attempt=lease.job.attempt)
-            slot.reason, slot.heard, slot.lease = "", time.monotonic(), lease
+            with slot.lock:
+                slot.reason, slot.heard, slot.lease = "", time.monotonic(), lease
             if self._draining.is_set():  # it was claimed while the drain began
                 slot.reason = "drain"
             try:
@@ -242,44 +246,60 @@ class Dispatcher:
     # --- all devices --------------------------------------------------------------------------------------
 
     def _beats(self) -> None:
-        sweep_at = 0.0
         while not self._closed.is_set():
             begin = time.monotonic()
-            with suppress(DBAPIError):
+            try:
                 self._beat()
                 if self.leases.reap():
                     self.wake.set()
-                if self.sweeper is not None and begin >= sweep_at:
-                    sweep_at = begin + self.sweeper.every_s
-                    self.sweeper.sweep()
+            except SQLAlchemyError as error:  # the database is away: ask again
+                self._log.warning("no heartbeat", error=type(error).__name__)
+            except Exception:  # noqa: BLE001  every lease of this process hangs on this thread
+                self._log.exception("no heartbeat")
             self._closed.wait(max(0.05, self.pace.beat_s - (time.monotonic() - begin)))
+
+    def _sweeps(self) -> None:
+        """Beside the heartbeat, because a storage may be slow or away."""
+        while self.sweeper is not None:
+            try:
+                self.sweeper.sweep()
+            except (SQLAlchemyError, BrollError) as error:
+                self._log.warning("not swept", error=type(error).__name__)
+            if self._closed.wait(self.sweeper.every_s):
+                return
 
     def _beat(self) -> None:
         leased = {slot.lease.token: slot for slot in self.slots if slot.lease is not None}
         beats = self.leases.beat(list(leased), [slot.device for slot in self.slots])
         for token, slot in leased.items():
-            if slot.lease is None or slot.lease.token != token:
-                continue  # it ended while the beat was under way
             beat = beats.get(token)
             if beat is None:
-                self._stop(slot, "lost", now=True)
+                self._stop(slot, "lost", now=True, token=token)
             elif beat.cancel:
-                self._stop(slot, "cancel", now=True)
+                self._stop(slot, "cancel", now=True, token=token)
             elif time.monotonic() - slot.heard > self.pace.stage_timeout_s:
-                self._stop(slot, "timeout", now=True)
+                self._stop(slot, "timeout", now=True, token=token)
+            elif self._draining.is_set():  # told before the executor had begun, it has not heard it
+                self._stop(slot, "drain", now=False, token=token)
             elif beat.preempt:
-                self._stop(slot, "preempt", now=False)
+                self._stop(slot, "preempt", now=False, token=token)
 
-    def _stop(self, slot: Slot, reason: str, *, now: bool) -> None:
-        if slot.lease is None:
-            return
-        if not slot.reason or reason in ("cancel", "lost"):
-            slot.reason = reason
+    def _stop(self, slot: Slot, reason: str, *, now: bool, token: str | None = None) -> None:
+        """Stop what runs there, if it still is what was meant."""
+        with slot.lock:
+            if slot.lease is None or token not in (None, slot.lease.token):
+                return
+            if not slot.reason or reason in ("cancel", "lost"):
+                slot.reason = reason
         slot.executor.stop(now=now)
 
 
 class Writer:
-    """An attempt's events, written: progress at most once a second, the rest at once."""
+    """An attempt's events, written: progress at most once a second, the rest at once.
+
+    What is only good to have (progress, previews, snapshots) never ends an attempt: a full disk or a database that is
+    away for a moment costs a picture or a step, not the work. A lost lease does.
+    """
 
     def __init__(self, dispatcher: Dispatcher, lease: Lease) -> None:
         self._d, self._job, self._token = dispatcher, lease.job, lease.token
@@ -291,22 +311,33 @@ class Writer:
         if isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, Stage):
-            self._d.leases.stage(self._token, event.name)
+            self._d.patiently(lambda: self._d.leases.stage(self._token, event.name))
         elif isinstance(event, Preview):
-            path = f"{self._folder}/preview.webp"
-            self._d.artifacts.put(path, event.webp, content_type="image/webp")
-            self._d.leases.write(self._token, preview=path)
+            self._if_possible(lambda: self._show(event))
         elif isinstance(event, Snapshot):
-            self._keep(event)
+            self._if_possible(lambda: self._keep(event))
         elif isinstance(event, Clip):
             self._complete(event)
+
+    def _if_possible(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (StorageError, DBAPIError) as error:
+            log = structlog.get_logger("broll.dispatcher")
+            log.warning("not written", job_id=self._job.id, error=str(error).splitlines()[0])
+
+    def _show(self, event: Preview) -> None:
+        path = f"{self._folder}/preview.webp"
+        self._d.artifacts.put(path, event.webp, content_type="image/webp")
+        self._d.leases.write(self._token, preview=path)
 
     def _progress(self, event: Progress) -> None:
         self._percent = max(self._percent, event.percent)
         now = time.monotonic()
         if now - self._said >= self._d.pace.progress_s:
             self._said = now
-            self._d.leases.write(self._token, percent=self._percent, left_s=event.left_s)
+            values = {"percent": self._percent, "left_s": event.left_s}
+            self._if_possible(lambda: self._d.leases.write(self._token, **values))
 
     def _keep(self, event: Snapshot) -> None:
         """The new one is kept and named before the old one is forgotten."""
@@ -320,7 +351,7 @@ class Writer:
         self._snapshot = path
 
     def _complete(self, event: Clip) -> None:
-        self._d.leases.stage(self._token, "deliver")
+        self._d.patiently(lambda: self._d.leases.stage(self._token, "deliver"))
         files = {}
         for variant, data in event.files.items():
             ending, kind = KINDS[variant]

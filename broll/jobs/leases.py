@@ -59,7 +59,7 @@ class Leases:
         """The next job that this device can run, now ours for `lease_s`."""
         with self.database.write() as c:
             candidate = c.execute(self._next(device).with_for_update(of=jobs, skip_locked=True)).scalar()
-            if candidate is None:
+            if candidate is None or not self._within_cap(c, candidate):
                 return None
             at, token = outbox.clock(c), ids.new("lease")
             c.execute(
@@ -78,7 +78,17 @@ class Leases:
             outbox.tell(c, job, "video.running", at, status="running", attempt=job.attempt)
             return Lease(job, token)
 
-    def _next(self, device: Device) -> sa.Select[tuple[str]]:
+    def _within_cap(self, c: Connection, job_id: str) -> bool:
+        """Counted again under a lock on the tenant: two dispatchers may have seen the same free place."""
+        owner = sa.select(jobs.c.tenant_id).where(jobs.c.id == job_id).scalar_subquery()
+        row = c.execute(
+            sa.select(tenants.c.id, tenants.c.max_running).where(tenants.c.id == owner).with_for_update()
+        ).one()
+        running = sa.select(sa.func.count()).select_from(jobs)
+        running = running.where(jobs.c.tenant_id == row.id, jobs.c.state == State.RUNNING)
+        return bool(c.execute(running).scalar_one() < row.max_running)
+
+    def _next(self, device: Device) -> sa.Select[Any]:
         running = (
             sa.select(jobs.c.tenant_id, sa.func.count().label("n"))
             .where(jobs.c.state == State.RUNNING)

@@ -13,11 +13,21 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from broll.events import FINAL, Event, Message, Stop, Work, pack, unpack
 from broll.jobs.executor import ExecutorDied
 
 TERM_S, KILL_S = 2.0, 5.0
+
+
+@dataclass
+class Attempt:
+    """One run: whether its Work has been sent, what stop was asked for, whether it is over."""
+
+    sent: bool = False
+    asked: bool | None = None  # True: now
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 class LocalExecutor:
@@ -28,8 +38,8 @@ class LocalExecutor:
         self._child: subprocess.Popen[bytes] | None = None
         self._events: Iterator[Event] = iter(())
         self._sending = threading.Lock()
-        self._over = threading.Event()  # the running work has ended
-        self._over.set()
+        self._attempt = Attempt()
+        self._attempt.over.set()
 
     @property
     def pid(self) -> int | None:
@@ -39,26 +49,34 @@ class LocalExecutor:
         return True
 
     def run(self, work: Work) -> Iterator[Event]:
-        self._start()
-        self._over.clear()
+        self._attempt = Attempt()  # now, so that a stop before the first event counts
+        return self._run(self._attempt, work)
+
+    def _run(self, attempt: Attempt, work: Work) -> Iterator[Event]:
         try:
-            self._send(work)
+            self._start()
+            self._send(work, attempt.over)
+            attempt.sent = True
+            if attempt.asked is not None:
+                self._send(Stop(now=attempt.asked), attempt.over)
             for event in self._events:
                 yield event
                 if isinstance(event, FINAL):
                     return
             raise ExecutorDied(f"the child process ended {self._how_it_ended()}")
         finally:
-            self._over.set()
+            attempt.over.set()
 
     def stop(self, *, now: bool) -> None:
-        over, child = self._over, self._child
-        if child is None or over.is_set():
+        attempt, child = self._attempt, self._child
+        if attempt.over.is_set():
             return
-        with contextlib.suppress(ExecutorDied):
-            self._send(Stop(now=now))
-        if now:
-            threading.Thread(target=_enforce, args=(child, over), daemon=True).start()
+        attempt.asked = now or bool(attempt.asked)
+        if attempt.sent:
+            # by a thread: the pipe to a child that is frozen may be full, and a heartbeat cannot wait
+            threading.Thread(target=self._ask, args=(Stop(now=now), attempt.over), daemon=True).start()
+        if now and child is not None:
+            threading.Thread(target=_enforce, args=(child, attempt.over), daemon=True).start()
 
     def kill(self) -> None:
         if self._child is not None:
@@ -93,12 +111,19 @@ class LocalExecutor:
         assert self._child.stdout is not None
         self._events = unpack(self._child.stdout)  # type: ignore[arg-type]
 
-    def _send(self, message: Message) -> None:
+    def _ask(self, stop: Stop, over: threading.Event) -> None:
+        with contextlib.suppress(ExecutorDied):
+            self._send(stop, over)
+
+    def _send(self, message: Message, over: threading.Event) -> None:
+        """Unless the work that it is about has ended meanwhile."""
         child = self._child
         try:
             assert child is not None
             assert child.stdin is not None
             with self._sending:
+                if over.is_set():
+                    return
                 child.stdin.write(pack(message))
                 child.stdin.flush()
         except (OSError, ValueError):

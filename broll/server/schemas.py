@@ -17,7 +17,11 @@ class Strict(BaseModel):
     def _text(cls, value: Any) -> Any:
         check_text(value)
         for name, item in value.items() if isinstance(value, dict) else ():
-            if isinstance(item, bool) and name in cls.model_fields and cls.model_fields[name].annotation is not bool:
+            if (
+                isinstance(item, bool)
+                and name in cls.model_fields
+                and cls.model_fields[name].annotation is not bool
+            ):
                 raise BadOption(f"{name} is {str(item).lower()}, which is neither a number nor a text")
         return value
 

@@ -8,7 +8,6 @@ import time
 import httpx
 import pytest
 
-from broll.jobs import keys
 from broll.jobs.states import State
 from tests.faults.processes import KEY, until
 from tests.faults.site import LONG, SHORT

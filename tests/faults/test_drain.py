@@ -29,7 +29,9 @@ class Poller(threading.Thread):
                     wait = {"Prefer": "wait=2"}
                     made = client.get("/v1/jobs", params={"limit": 1}).json()["data"]
                     for job in made:
-                        self.statuses.append(client.get(f"/v1/jobs/{job['job_id']}", headers=wait).status_code)
+                        self.statuses.append(
+                            client.get(f"/v1/jobs/{job['job_id']}", headers=wait).status_code
+                        )
                 except httpx.TransportError:
                     return  # nobody listens any more
                 time.sleep(0.02)

@@ -20,7 +20,9 @@ ESSENTIAL = {
 }  # fmt: skip
 CASES = [
     pytest.param(*case, id="-".join(case), marks=() if case in ESSENTIAL else pytest.mark.slow)
-    for case in ((w, n, s) for w in ("dispatcher", "executor") for n in ("SIGKILL", "SIGSTOP") for s in STAGES)
+    for case in (
+        (w, n, s) for w in ("dispatcher", "executor") for n in ("SIGKILL", "SIGSTOP") for s in STAGES
+    )
 ]
 HUNG_S = 45.0  # an executor silent so long is killed; more than it takes to start one on a busy machine
 TRIES = 5  # finish and deliver last a moment; a job that was faster is no try
@@ -64,7 +66,9 @@ def test_whoever_dies_or_freezes_the_job_ends_once_with_the_same_bits(shared, vi
     job = shared.check_completed_once(job_id)
     outcomes = shared.outcomes(job_id)
     assert len(outcomes) >= 2, "the death went unnoticed"
-    cause = "lease_lost" if victim == "dispatcher" else {"SIGKILL": "executor_died"}.get(name, "stage_timeout")
+    cause = (
+        "lease_lost" if victim == "dispatcher" else {"SIGKILL": "executor_died"}.get(name, "stage_timeout")
+    )
     assert outcomes[0] == cause
     if before is not None and stage in ("denoise", "decode", "finish", "deliver"):
         again = [step for attempt, step in seen if attempt >= 2]
@@ -74,7 +78,7 @@ def test_whoever_dies_or_freezes_the_job_ends_once_with_the_same_bits(shared, vi
     if number == signal.SIGSTOP and victim == "dispatcher":
         a_zombie_writes_nothing(shared, job_id, serve)
     elif victim == "executor":
-        gone, left = psutil.wait_procs(targets, timeout=10)
+        _, left = psutil.wait_procs(targets, timeout=10)
         assert not left, "the frozen executor still lives"
     shared.check_ledger()
 
@@ -101,7 +105,7 @@ def test_an_orphaned_executor_ends_itself(shared):
     children = serve.children()
     assert children
     serve.kill()
-    gone, left = psutil.wait_procs(children, timeout=10)
+    _, left = psutil.wait_procs(children, timeout=10)
     for child in left:
         with suppress(psutil.Error):
             child.kill()

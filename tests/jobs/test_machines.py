@@ -12,7 +12,14 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from broll.errors import Conflict, LeaseLost, NoCredits, NotFound, TooMany
 from broll.jobs import credits, keys
@@ -34,7 +41,18 @@ DEVICES = (
 )
 ENDS = ("video.completed", "video.failed", "video.cancelled")
 MAX_RUNNING, MAX_QUEUED = 2, 5
+ACTS = ("retry", "hand_back", "complete", "stop_as_cancelled", "fail", "progress", "stage")
 any_number = st.integers(0, 10**6)
+orders = st.fixed_dictionaries(
+    {
+        "who": st.integers(0, 1),
+        "keyed": st.booleans(),
+        "price": st.integers(0, 25),
+        "priority": st.integers(0, 2),
+        "model": st.sampled_from(["nano", "wan"]),
+        "memory_mb": st.sampled_from([50, 500]),
+    }
+)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -99,7 +117,9 @@ class Jobs(RuleBasedStateMachine):
         self.money, self.caps = {}, {}
         with database.write() as c:
             for name, given, cap in (("one", 200, None), ("two", 60, 40)):
-                tenant = keys.create_tenant(c, name, credits=given, max_running=MAX_RUNNING, max_queued=MAX_QUEUED)
+                tenant = keys.create_tenant(
+                    c, name, credits=given, max_running=MAX_RUNNING, max_queued=MAX_QUEUED
+                )
                 key, _ = keys.create_key(c, b"pepper", tenant, "key", cap=cap)
                 self.money[tenant] = Money(given, spent={key: 0})
                 self.caps[key] = cap
@@ -136,7 +156,7 @@ class Jobs(RuleBasedStateMachine):
             job.state, job.waits = State.QUEUED, waits
 
     def first_in_line(self, device):
-        running = {tenant: 0 for tenant in self.money}
+        running = dict.fromkeys(self.money, 0)
         for job in self.those(State.RUNNING):
             running[job.tenant] += 1
         fit = [
@@ -153,11 +173,18 @@ class Jobs(RuleBasedStateMachine):
 
     # --- clients ------------------------------------------------------------------------------------------
 
-    @rule(
-        who=st.integers(0, 1), keyed=st.booleans(), price=st.integers(0, 25), priority=st.integers(0, 2),
-        model=st.sampled_from(["nano", "wan"]), memory_mb=st.sampled_from([50, 500]),
-    )  # fmt: skip
-    def submit(self, who, keyed, price, priority, model, memory_mb):
+    @initialize(wanted=st.lists(orders, min_size=4, max_size=8))
+    def a_busy_morning(self, wanted):
+        for order in wanted:
+            self._submit(**order)
+        for device in DEVICES:
+            self.claim(device)
+
+    @rule(order=orders)
+    def submit(self, order):
+        self._submit(**order)
+
+    def _submit(self, who, keyed, price, priority, model, memory_mb):
         tenant, money = list(self.money.items())[who]
         key = next(iter(money.spent)) if keyed else None
         new = NewJob(tenant, key, json.dumps({"prompt": "x"}), model, memory_mb, price, priority)
@@ -177,10 +204,12 @@ class Jobs(RuleBasedStateMachine):
             if key is not None:
                 money.spent[key] += price
 
-    @rule(number=any_number)
+    @rule(number=any_number, what=st.sampled_from(["cancel", "delete", "spy"]))
     @precondition(lambda self: self.known)
-    def cancel(self, number):
-        job = list(self.known.values())[number % len(self.known)]
+    def a_client_asks(self, number, what):
+        getattr(self, what)(list(self.known.values())[number % len(self.known)])
+
+    def cancel(self, job):
         if job.state in (State.COMPLETED, State.FAILED):
             with pytest.raises(Conflict):
                 self.store.cancel(job.tenant, job.id)
@@ -191,10 +220,7 @@ class Jobs(RuleBasedStateMachine):
         elif job.state is State.RUNNING:
             job.cancel = True
 
-    @rule(number=any_number)
-    @precondition(lambda self: self.known)
-    def delete(self, number):
-        job = list(self.known.values())[number % len(self.known)]
+    def delete(self, job):
         if job.state not in TERMINAL:
             with pytest.raises(Conflict):
                 self.store.delete(job.tenant, job.id)
@@ -205,10 +231,7 @@ class Jobs(RuleBasedStateMachine):
         with pytest.raises(NotFound):
             self.store.get(job.tenant, job.id)
 
-    @rule(number=any_number)
-    @precondition(lambda self: self.known)
-    def a_stranger_asks(self, number):
-        job = list(self.known.values())[number % len(self.known)]
+    def spy(self, job):
         other = next(tenant for tenant in self.money if tenant != job.tenant)
         for ask in (self.store.get, self.store.cancel, self.store.delete):
             with pytest.raises(NotFound):
@@ -225,8 +248,9 @@ class Jobs(RuleBasedStateMachine):
             expected.attempt += 1
             assert lease.job.attempt == expected.attempt
 
-    @rule()
-    def beat(self):
+    @rule(number=any_number, act=st.integers(0, 6))
+    def beat(self, number, act):
+        """Leases that stand are kept; one that is lost is told so, and whatever it writes is refused."""
         running = {job.token: job for job in self.those(State.RUNNING)}
         beats = self.leases.beat([*running, *self.lost])
         assert {token: beat.cancel for token, beat in beats.items()} == {
@@ -234,68 +258,8 @@ class Jobs(RuleBasedStateMachine):
         }
         for job in running.values():
             job.late = False
-
-    @rule(number=any_number, percent=st.floats(0, 120))
-    @precondition(lambda self: self.those(State.RUNNING))
-    def progress(self, number, percent):
-        job = self.pick(number, State.RUNNING)
-        self.leases.write(job.token, percent=percent)
-        job.percent = percent
-
-    @rule(number=any_number, name=st.sampled_from(["encode", "denoise", "decode"]))
-    @precondition(lambda self: self.those(State.RUNNING))
-    def stage(self, number, name):
-        self.leases.stage(self.pick(number, State.RUNNING).token, name)
-
-    @rule(number=any_number)
-    @precondition(lambda self: self.those(State.RUNNING))
-    def complete(self, number):
-        job = self.pick(number, State.RUNNING)
-        self.leases.complete(job.token, {"video": {}}, resumed_elsewhere=False)
-        self.left(job)
-        self.ended(job, State.COMPLETED, charge=job.price)
-
-    @rule(number=any_number)
-    @precondition(lambda self: self.those(State.RUNNING))
-    def fail(self, number):
-        job = self.pick(number, State.RUNNING)
-        self.leases.fail(job.token, "bad_image", "no picture")
-        self.left(job)
-        self.ended(job, State.FAILED, code="bad_image")
-
-    @rule(number=any_number)
-    @precondition(lambda self: self.those(State.RUNNING))
-    def retry(self, number):
-        job = self.pick(number, State.RUNNING)
-        self.leases.retry(job.token, "executor_died", "killed")
-        self.left(job)
-        self.failed_attempt(job, waits=True)
-
-    @rule(number=any_number)
-    @precondition(lambda self: self.those(State.RUNNING))
-    def stop_as_cancelled(self, number):
-        job = self.pick(number, State.RUNNING)
-        self.leases.cancelled(job.token)
-        self.left(job)
-        self.ended(job, State.CANCELLED, self.used(job), "cancelled")
-
-    @rule(number=any_number)
-    @precondition(lambda self: self.those(State.RUNNING))
-    def hand_back(self, number):
-        job = self.pick(number, State.RUNNING)
-        self.leases.hand_back(job.token, "drain")
-        self.left(job)
-        if job.cancel:  # whoever cancelled it need not wait for the next device to hear of it
-            self.ended(job, State.CANCELLED, self.used(job), "cancelled")
-        else:
-            job.state, job.waits = State.QUEUED, False
-
-    def used(self, job):
-        return int(job.price * (min(100.0, job.percent) / 100))
-
-    @rule(number=any_number, act=st.integers(0, 6))
-    @precondition(lambda self: self.lost)
-    def a_lost_lease_writes(self, number, act):
+        if not self.lost:
+            return
         token = self.lost[number % len(self.lost)]
         writes = (
             lambda: self.leases.write(token, percent=1.0, state=State.COMPLETED),
@@ -309,26 +273,67 @@ class Jobs(RuleBasedStateMachine):
         with pytest.raises(LeaseLost):
             writes[act]()
 
+    @rule(number=any_number, act=st.sampled_from(ACTS), percent=st.floats(0, 120))
+    @precondition(lambda self: self.those(State.RUNNING))
+    def a_device_works(self, number, act, percent):
+        job = self.pick(number, State.RUNNING)
+        token = job.token
+        if act == "progress":
+            self.leases.write(token, percent=percent)
+            job.percent = percent
+        elif act == "stage":
+            self.leases.stage(token, "denoise")
+        else:
+            self.left(job)
+            getattr(self, act)(job, token)
+
+    def complete(self, job, token):
+        self.leases.complete(token, {"video": {}}, resumed_elsewhere=False)
+        self.ended(job, State.COMPLETED, charge=job.price)
+
+    def fail(self, job, token):
+        self.leases.fail(token, "bad_image", "no picture")
+        self.ended(job, State.FAILED, code="bad_image")
+
+    def retry(self, job, token):
+        self.leases.retry(token, "executor_died", "killed")
+        self.failed_attempt(job, waits=True)
+
+    def stop_as_cancelled(self, job, token):
+        self.leases.cancelled(token)
+        self.ended(job, State.CANCELLED, self.used(job), "cancelled")
+
+    def hand_back(self, job, token):
+        self.leases.hand_back(token, "drain")
+        if job.cancel:  # whoever cancelled it need not wait for the next device to hear of it
+            self.ended(job, State.CANCELLED, self.used(job), "cancelled")
+        else:
+            job.state, job.waits = State.QUEUED, False
+
+    def used(self, job):
+        return int(job.price * (min(100.0, job.percent) / 100))
+
     # --- time ---------------------------------------------------------------------------------------------
 
-    @rule(number=any_number)
-    @precondition(lambda self: self.those(State.RUNNING))
-    def a_dispatcher_freezes(self, number):
-        job = self.pick(number, State.RUNNING)
-        with self.database.write() as c:
-            c.execute(sa.update(jobs).where(jobs.c.id == job.id).values(lease_until=0.0))
-        job.late = True
+    @rule(number=any_number, what=st.sampled_from(["reap", "wait", "freeze"]))
+    def time_passes(self, number, what):
+        getattr(self, what)(number)
 
-    @rule()
-    def reap(self):
+    def freeze(self, number):
+        job = self.pick(number, State.RUNNING)
+        if job is not None:
+            with self.database.write() as c:
+                c.execute(sa.update(jobs).where(jobs.c.id == job.id).values(lease_until=0.0))
+            job.late = True
+
+    def reap(self, _number):
         late = [job for job in self.those(State.RUNNING) if job.late]
         assert self.leases.reap() == len(late)
         for job in late:
             self.left(job)
             self.failed_attempt(job, waits=False)
 
-    @rule()
-    def backoffs_pass(self):
+    def wait(self, _number):
         with self.database.write() as c:
             c.execute(sa.update(jobs).values(not_before=0.0))
         for job in self.known.values():
@@ -383,7 +388,9 @@ class Jobs(RuleBasedStateMachine):
         with self.database.read() as c:
             told = c.execute(sa.select(events.c.job_id, events.c.type).where(events.c.type.in_(ENDS))).all()
             tried = c.execute(sa.select(attempts.c.job_id, attempts.c.ended_at)).all()
-        assert sorted(map(tuple, told)) == sorted((job.id, f"video.{job.state}") for job in self.those(*TERMINAL))
+        assert sorted(map(tuple, told)) == sorted(
+            (job.id, f"video.{job.state}") for job in self.those(*TERMINAL)
+        )
         for job in self.known.values():
             own = [row.ended_at for row in tried if row.job_id == job.id]
             assert len(own) == job.attempt
@@ -525,4 +532,4 @@ class Ledger(RuleBasedStateMachine):
         assert held == sum(hold.amount for hold in self.open.values())
         for row in spent:
             assert row.spent == next(m.spent[row.id] for m in self.money.values() if row.id in m.spent)
-            assert 0 <= row.spent and (row.cap is None or row.spent <= row.cap)
+            assert row.spent >= 0 and (row.cap is None or row.spent <= row.cap)
