@@ -186,6 +186,8 @@ def running(settings: Settings) -> Iterator[Running]:
         if settings.role != "api":
             dispatcher = build_dispatcher(settings, service)
         if settings.role != "dispatcher":
+            # torch takes seconds to import: not in the first request
+            threading.Thread(target=service.models.cards, daemon=True).start()
             service.sender.start()
             stack.callback(service.sender.stop)
         if dispatcher is not None:

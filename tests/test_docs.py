@@ -8,7 +8,7 @@ import typer
 
 from broll import errors
 from broll.cli.app import app
-from broll.settings import Settings
+from broll.settings import CLIENTS, Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -22,6 +22,8 @@ PAGES = sorted(
     if path.is_file()
 )
 CLI = (ROOT / "docs" / "cli.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+PLACES = {"models": "`~/.cache/broll/models` on Linux", "data": "`~/.local/share/broll` on Linux"}
 CODE = re.compile(r"^```.*?^```|^(?: {4}|\t).*?$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)")
 COMMANDS = typer.main.get_command(app).commands
@@ -92,9 +94,27 @@ def test_no_option_is_documented_that_is_not_there():
     assert named <= {option for command in leaves(COMMANDS) for p in command.params for option in p.opts}
 
 
-def test_every_setting_is_documented():
-    for name in Settings.model_fields:
-        assert f"`{Settings.model_config['env_prefix']}{name.upper()}`" in CLI
+def default(name: str) -> str:
+    field = Settings.model_fields[name]
+    if field.default_factory is not None:  # a folder of the user's
+        return PLACES[name]
+    if field.default is None or field.default == []:
+        return "none"
+    return f"`{field.default:g}`" if isinstance(field.default, float) else f"`{field.default}`"
+
+
+def test_every_setting_is_documented_with_its_variable_its_default_and_its_meaning():
+    prefix = Settings.model_config["env_prefix"]
+    rows = re.findall(rf"^\| `\w+` \| `{prefix}\w+` \|.*", SETTINGS, re.MULTILINE)
+    assert rows == [
+        f"| `{name}` | `{prefix}{name.upper()}` | {default(name)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def test_variables_that_only_the_client_reads_are_documented():
+    for name in CLIENTS:
+        assert f"`{name}`" in SETTINGS
 
 
 def test_every_module_of_the_engine_has_a_page_or_is_named_on_one():

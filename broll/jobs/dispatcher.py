@@ -135,9 +135,8 @@ class Dispatcher:
         except ExecutorDied as error:
             self._died(slot, lease, error)
             return
-        except (StorageError, ArtifactMissing) as error:
+        except (StorageError, ArtifactMissing) as error:  # before the work or after it: the device is idle
             code, why = error.code, str(error)
-            self._abandon(slot)
             self.patiently(lambda: self.leases.retry(token, code, why))
             return
         except (LeaseLost, DBAPIError):

@@ -28,6 +28,7 @@ def build(service: Service) -> FastAPI:
     app = FastAPI(
         title="broll", version=__version__, description="Text or an image in, a finished clip out.",
         openapi_url="/openapi.json", docs_url="/docs", redoc_url=None,
+        redirect_slashes=False,  # it would send keys wherever the Host header says
     )  # fmt: skip
     app.state.service = service
     app.state.metrics = Metrics(service.database)

@@ -3,6 +3,7 @@
 Plain ASGI: streams pass untouched.
 """
 
+import asyncio
 import json
 import re
 import secrets
@@ -20,6 +21,7 @@ SECURITY = {
     "x-frame-options": "DENY",
     "cross-origin-resource-policy": "same-site",
 }
+DRAIN_S = 10.0  # for what a client is still sending when it has its refusal
 OWN_ID = re.compile(r"^[A-Za-z0-9._-]{1,64}$")
 
 
@@ -57,6 +59,9 @@ class Exchange:
                 await self._refuse()
             else:
                 await self.e.app(self.scope, self.receive, self.send)
+        except Exception:
+            self.status = self.status or 500  # the answer is made further out
+            raise
         finally:
             seconds = time.perf_counter() - self.begin
             route = getattr(self.scope.get("route"), "path", "other")
@@ -111,8 +116,24 @@ class Exchange:
         ).encode()  # fmt: skip
         headers = [
             (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
             *self._headers(),
         ]
         await self._send({"type": "http.response.start", "status": 413, "headers": headers})
-        await self._send({"type": "http.response.body", "body": body})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        await self._drain()
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _drain(self) -> None:
+        """Read on for a moment: on a connection cut while it sends, a client never sees the answer."""
+        left = self.e.max_body
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while left > 0:
+                    message = await self._receive()
+                    left -= len(message.get("body", b""))
+                    if message["type"] != "http.request" or not message.get("more_body"):
+                        return
+        except TimeoutError:
+            return

@@ -167,6 +167,6 @@ async def job_events(
 ) -> StreamingResponse:  # fmt: skip
     """Server-sent events: status, stage, progress, preview, done. `Last-Event-ID` goes on where it broke off."""
     job = await run_in_threadpool(service.store.get, caller.tenant_id, job_id)
-    seen = int(last) if last and last.isascii() and last.isdigit() else 0
+    seen = min(int(last), 2**62) if last and last.isascii() and last.isdigit() else 0
     told = stream(Feed(request, service, job, seen))
     return StreamingResponse(told, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})

@@ -22,6 +22,7 @@ from broll.errors import (
     TooMany,
     Unavailable,
 )
+from broll.server.envelope import SECURITY
 
 STATUS = {
     "not_authenticated": 401,
@@ -136,8 +137,9 @@ def install(app: FastAPI) -> None:
     def _unknown(request: Request, error: Exception) -> Response:
         log.error("internal error", path=request.url.path, exc_info=error)
         return problem(
-            request, "internal_error", "something went wrong here; the log has it under request_id"
-        )
+            request, "internal_error", "something went wrong here; the log has it under request_id",
+            headers=SECURITY | {"x-request-id": getattr(request.state, "request_id", "")},
+        )  # fmt: skip  made outside of the envelope, so it brings its own headers
 
 
 def documented(*codes: int) -> dict[int | str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 `server` has `url` and `key`. What uses nothing else of it (`test_contract.py`) also runs against a real one:
 
-    BROLL_TEST_SERVER=http://127.0.0.1:8188 BROLL_TEST_KEY=... pytest tests/client/test_contract.py
+    TEST_BROLL_SERVER=http://127.0.0.1:8188 TEST_BROLL_KEY=... pytest tests/client/test_contract.py
 """
 
 import asyncio
@@ -78,9 +78,9 @@ def small() -> Iterator[SmallServer]:
 
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Any:
-    url = os.environ.get("BROLL_TEST_SERVER")
+    url = os.environ.get("TEST_BROLL_SERVER")
     if url:
-        return RealServer(url, os.environ.get("BROLL_TEST_KEY", ""))
+        return RealServer(url, os.environ.get("TEST_BROLL_KEY", ""))
     return request.getfixturevalue("small")
 
 

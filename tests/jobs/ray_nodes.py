@@ -56,7 +56,7 @@ class Nodes:
 
     def _start(self, name: str, *options: str, cpus: int = 0) -> None:
         env = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        env |= self._auth | {"BROLL_TEST_NODE": name, "PYTHONPATH": str(ROOT)}
+        env |= self._auth | {"TEST_BROLL_NODE": name, "PYTHONPATH": str(ROOT)}
         command = [*RAY, "start", *options, f"--num-cpus={cpus}", *NODE]
         with (self._folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(

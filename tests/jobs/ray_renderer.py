@@ -28,7 +28,7 @@ class Chain:
 
     def run(self, work: Work, flag: Flag) -> Iterator[Event]:
         self.runs += 1
-        yield Loaded(f"{os.environ.get('BROLL_TEST_NODE')}:{os.getpid()}", float(self.runs))
+        yield Loaded(f"{os.environ.get('TEST_BROLL_NODE')}:{os.getpid()}", float(self.runs))
         yield Stage("denoise")
         step, state = 0, work.spec
         if work.snapshot is not None:
