@@ -169,7 +169,9 @@ async def upload(request: Request, service: ServiceDep, caller: JobsCaller) -> R
     if len(data) > MAX_BYTES:
         raise TooLarge(f"a picture may have {MAX_BYTES // 10**6} MB")
     cleaned = await run_in_threadpool(service.clean, data)
-    row = await run_in_threadpool(submit.keep_upload, service, caller, cleaned)
+    row = await run_in_threadpool(
+        submit.keep_upload, service, caller, cleaned, life_s=service.settings.upload_s
+    )
     return JSONResponse(shown_upload(row), 201)
 
 

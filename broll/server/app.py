@@ -1,12 +1,10 @@
 """The application: routes, errors, the envelope around them, and the pages that machines ask for."""
 
-import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
-from sqlalchemy.exc import SQLAlchemyError
 
 from broll import __version__
-from broll.errors import BrollError, Unavailable
+from broll.errors import Unavailable
 from broll.server import (
     account_routes,
     content_routes,
@@ -19,6 +17,7 @@ from broll.server.deps import Service, ServiceDep, authenticated
 from broll.server.document import document
 from broll.server.envelope import Envelope
 from broll.server.metrics import Metrics
+from broll.server.readiness import Readiness
 
 LOOPBACK = {"127.0.0.1", "::1", "testclient"}
 
@@ -32,6 +31,7 @@ def build(service: Service) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     app.state.metrics = Metrics(service.database)
+    app.state.readiness = Readiness(service.probe)
     problems.install(app)
     for part in (job_routes, content_routes, account_routes, webhook_routes, openai_routes):
         app.include_router(part.router)
@@ -52,12 +52,9 @@ def _health(app: FastAPI) -> None:
         """The database and the storage answer too, and the process is not on its way out."""
         if service.draining.is_set():
             raise Unavailable("draining")
-        try:
-            with service.database.read() as c:
-                c.execute(sa.select(1))
-            service.artifacts.check()
-        except (SQLAlchemyError, BrollError) as error:
-            raise Unavailable(f"not ready: {type(error).__name__}") from error
+        trouble = app.state.readiness.trouble()
+        if trouble:
+            raise Unavailable(f"not ready: {trouble}")
         return "ok"
 
     @app.get(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import limits
+import sqlalchemy as sa
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
@@ -82,6 +83,12 @@ class Service:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.database)
+
+    def probe(self) -> None:
+        """Raise if the database or the storage does not answer."""
+        with self.database.read() as c:
+            c.execute(sa.select(1))
+        self.artifacts.check()
 
     def clean(self, data: bytes) -> Cleaned:
         """A client's picture, decoded in a limited child and made anew."""

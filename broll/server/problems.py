@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DataError, DBAPIError, InterfaceError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from broll.errors import (
     BadOption,
@@ -124,6 +125,10 @@ def install(app: FastAPI) -> None:
         name = code.get(error.status_code, "bad_request")
         return problem(request, name, str(error.detail), status=error.status_code, headers=headers)
 
+    @app.exception_handler(ClientDisconnect)
+    def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it; nginx's number for a client that hung up
+
     @app.exception_handler(DBAPIError)
     def _database(request: Request, error: DBAPIError) -> Response:
         if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
@@ -137,7 +142,9 @@ def install(app: FastAPI) -> None:
     def _unknown(request: Request, error: Exception) -> Response:
         log.error("internal error", path=request.url.path, exc_info=error)
         return problem(
-            request, "internal_error", "something went wrong here; the log has it under request_id",
+            request,
+            "internal_error",
+            "something went wrong here; the log has it under request_id",
             headers=SECURITY | {"x-request-id": getattr(request.state, "request_id", "")},
         )  # fmt: skip  made outside of the envelope, so it brings its own headers
 

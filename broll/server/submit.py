@@ -51,22 +51,23 @@ def price(settings: Settings, width: int, height: int, frames: int, fps: int) ->
     return max(1, math.ceil(round(whole * width * height / REFERENCE, 6))) if whole else 0
 
 
-def plan(service: Service, caller: Caller, order: Order) -> tuple[Plan, dict[str, bytes]]:
+def plan(service: Service, caller: Caller, order: Order) -> tuple[Plan, dict[str, Cleaned]]:
     """The resolved spec, and its pictures by sha256."""
     asked = order.asked
     fields: dict[str, Any] = {name: getattr(asked, name) for name in SPEC_FIELDS}
     seconds = asked.seconds if asked.duration is None else asked.duration
     if asked.size is not None:
         fields["width"], fields["height"] = (int(side) for side in asked.size.split("x"))
-    pictures: dict[str, bytes] = {}
+    pictures: dict[str, Cleaned] = {}
     for name in ("image", "last_image"):
         found = picture(service, caller, order, name)
         if found is not None:
             digest = hashlib.sha256(found.png).hexdigest()
-            pictures[digest] = found.png
+            pictures[digest] = found
             fields[name] = {"id": digest[:16], "sha256": digest}
     given = {key: value for key, value in fields.items() if value is not None}
-    return service.models.plan(given | {"seconds": seconds}, pictures), pictures
+    pngs = {digest: cleaned.png for digest, cleaned in pictures.items()}
+    return service.models.plan(given | {"seconds": seconds}, pngs), pictures
 
 
 def picture(service: Service, caller: Caller, order: Order, name: str) -> Cleaned | None:
@@ -106,14 +107,14 @@ def uploaded(service: Service, caller: Caller, upload: str) -> Cleaned:
     return Cleaned(png, row.width, row.height)
 
 
-def keep_upload(service: Service, caller: Caller, cleaned: Cleaned) -> dict[str, Any]:
+def keep_upload(service: Service, caller: Caller, cleaned: Cleaned, *, life_s: float) -> dict[str, Any]:
+    """Store a picture, and write down until when; the sweep removes it afterwards."""
     digest = hashlib.sha256(cleaned.png).hexdigest()
     service.artifacts.put(picture_path(caller.tenant_id, digest), cleaned.png, content_type="image/png")
     row = {"id": ids.new("upl"), "sha256": digest, "width": cleaned.width, "height": cleaned.height}
     row |= {"bytes": len(cleaned.png), "tenant_id": caller.tenant_id}
     with service.database.write() as c:
-        life = service.settings.upload_s
-        insert = sa.insert(uploads).values(**row, created_at=now(), expires_at=now() + life)
+        insert = sa.insert(uploads).values(**row, created_at=now(), expires_at=now() + life_s)
         return row | {"expires_at": c.execute(insert.returning(uploads.c.expires_at)).scalar_one()}
 
 
@@ -139,8 +140,8 @@ def _submit(service: Service, caller: Caller, order: Order, key: tuple[str, str]
     if order.asked.webhook_url is not None:
         service.guard.check(order.asked.webhook_url)
     made, pictures = plan(service, caller, order)
-    for digest, png in pictures.items():
-        service.artifacts.put(picture_path(caller.tenant_id, digest), png, content_type="image/png")
+    for cleaned in pictures.values():  # as long as the clip, so that it can be tried again or remixed
+        keep_upload(service, caller, cleaned, life_s=service.settings.retention_s)
     spec = made.spec
     assert spec.width
     assert spec.height

@@ -113,7 +113,9 @@ def test_a_child_that_is_killed_or_frozen_is_noticed_and_replaced(executor, mode
 
 
 def test_what_cannot_be_made_is_a_failure_with_a_code(executor, models):
-    (failed,) = [e for e in executor.run(Work("job_1", "missing", work(models).spec)) if isinstance(e, Failed)]
+    (failed,) = [
+        e for e in executor.run(Work("job_1", "missing", work(models).spec)) if isinstance(e, Failed)
+    ]
     assert (failed.code, failed.retryable) == ("unknown_model", False)
     assert isinstance(list(executor.run(work(models)))[-1], Clip)
 
@@ -131,7 +133,11 @@ def test_when_the_dispatcher_dies_the_child_ends_itself(models):
 
 
 def test_messages_survive_the_pipe_and_half_of_one_is_none(tmp_path):
-    messages = [Work("j", "m", "{}", {"a": b"\0\1"}, b"snap"), Stage("encode"), Clip({"video": b"x" * 1000}, "{}")]
+    messages = [
+        Work("j", "m", "{}", {"a": b"\0\1"}, b"snap"),
+        Stage("encode"),
+        Clip({"video": b"x" * 1000}, "{}"),
+    ]
     data = b"".join(pack(message) for message in messages)
     path = tmp_path / "pipe"
     for cut in (0, 1, 500):

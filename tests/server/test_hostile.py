@@ -79,7 +79,10 @@ def spoken(live, sent, wait_s=5.0):
     """What the service answers to bytes that no client library would send."""
     host, port = live.url.removeprefix("http://").split(":")
     got = b""
-    with socket.create_connection((host, int(port)), timeout=wait_s) as s, suppress(TimeoutError, ConnectionError):
+    with (
+        socket.create_connection((host, int(port)), timeout=wait_s) as s,
+        suppress(TimeoutError, ConnectionError),
+    ):
         s.sendall(sent)
         while part := s.recv(65536):
             got += part
@@ -282,7 +285,8 @@ def test_one_byte_too_many_is_too_large_however_it_is_sent(client, hostile, path
     for kind in ("application/json", "multipart/form-data; boundary=x", "application/octet-stream"):
         headers = {"content-type": kind}
         refused(client.post(path, content=b" " * (MOST + 1), headers=headers), 413, code="too_large")
-        refused(client.post(path, content=pieces(MOST + 1), headers=headers), 413, code="too_large")
+        whole = client.post(path, content=pieces(MOST + 1), headers=headers)
+        refused(whole, 413, *[422] * (kind != "application/json"))  # by its type, or its beginning
         assert client.post(path, content=pieces(MOST), headers=headers).status_code == 422
     for length in ("9" * 30, "-1", "1e3", "+5", "0x10"):
         answer = spoken(hostile, raw("POST", path, b"{}", f"Content-Length: {length}"))
@@ -361,7 +365,9 @@ def test_every_way_in_leads_through_the_same_door(client, kind):
     refused(client.post("/v1/uploads", files={"file": ("a.png", data, "image/png")}), 422, code="bad_image")
     refused(client.post("/v1/video/generate", json=order | {"image": uri}), 422, code="bad_image")
     refused(client.post("/v1/video/generate", data=order, files={"image": data}), 422, code="bad_image")
-    refused(client.post("/v1/videos", json=order | {"input_reference": {"image_url": uri}}), 422, code="bad_image")
+    refused(
+        client.post("/v1/videos", json=order | {"input_reference": {"image_url": uri}}), 422, code="bad_image"
+    )
     refused(client.post("/v1/videos", data=order, files={"input_reference": data}), 422, code="bad_image")
 
 
@@ -374,8 +380,13 @@ def test_what_is_appended_to_a_picture_goes_nowhere(hostile, client):
         assert tail not in kept
 
 
-@pytest.mark.parametrize("uri", ["data:", "data:,", "data:image/png;base64", "data:image/png;base64,%%%", "data:text/html,x",
-                                 "data:image/png;base64,é", "file:///etc/passwd", "upl_", "upl_../../x", "upl_\udcff"])  # fmt: skip
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "data:", "data:,", "data:image/png;base64", "data:image/png;base64,%%%", "data:text/html,x",
+        "data:image/png;base64,é", "file:///etc/passwd", "upl_", "upl_../../x", "upl_\udcff",
+    ],
+)  # fmt: skip
 def test_pictures_given_as_odd_texts_are_refused(client, uri):
     body = json.dumps({"prompt": "x", "model": "tiny-i2v", "image": uri})
     refused(
@@ -540,7 +551,7 @@ def test_a_defect_of_ours_is_told_without_its_inside(hostile, client, log):
 
 
 def test_zz_no_secret_and_no_surprise_is_in_the_log_of_all_this(hostile, client, log):
-    """The last test of this file: it reads what the others left."""
+    """The last test of this file: it reads what the others left. Only one of them may have met a defect."""
     made = client.post("/v1/api-keys", json={"name": "logged"}).json()["key"]
     secret = client.get("/v1/webhook-endpoints/default-secret").json()["secret"]
     with hostile.client(made) as own:
@@ -554,9 +565,7 @@ def test_zz_no_secret_and_no_surprise_is_in_the_log_of_all_this(hostile, client,
         assert hidden not in text
     lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     assert {line["level"] for line in lines if "level" in line} <= {"info", "debug", "warning", "error"}
-    unexpected = [
-        line for line in lines if line.get("level") == "error" and line["event"] != "internal error"
+    errors = [
+        str(line) for line in lines if line.get("level") == "error" and "JSONDecodeError" not in str(line)
     ]
-    assert [
-        line for line in unexpected if "{broken" not in str(line) and "JSONDecodeError" not in str(line)
-    ] == []
+    assert [error[:100] + error[-500:] for error in errors] == []
