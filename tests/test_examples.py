@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SERVED = {"video_job.py"}  # needs a server: tests/client/test_example.py
+SERVED = {"serve_and_generate.py", "video_job.py"}  # need a server: tests/client/test_example.py
 EXAMPLES = sorted(
     path for path in (Path(__file__).parent.parent / "examples").glob("*.py") if path.name not in SERVED
 )

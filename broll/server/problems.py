@@ -100,6 +100,20 @@ def first_of(error: RequestValidationError) -> BrollError:
     return BadOption(f"{where} is {shown}: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
+def from_framework(app: FastAPI, request: Request, error: HTTPException) -> JSONResponse:
+    """What FastAPI and Starlette refuse by themselves."""
+    if error.status_code == 400:  # a body that is not JSON, or not a form
+        return of(request, BadOption(f"the body cannot be read: {error.detail}"))
+    code = {v: k for k, v in STATUS.items() if k not in ("artifact_missing", "idempotency_in_flight")}
+    headers = dict(error.headers or {})
+    template = getattr(request.scope.get("route"), "path", "")
+    methods = {method.upper() for method in app.openapi()["paths"].get(template, {})}
+    if error.status_code == 405 and methods:  # Starlette knows only those of one route
+        headers["Allow"] = ", ".join(sorted(methods))
+    name = code.get(error.status_code, "bad_request")
+    return problem(request, name, str(error.detail), status=error.status_code, headers=headers)
+
+
 def install(app: FastAPI) -> None:
     log = structlog.get_logger("broll.server")
 
@@ -114,16 +128,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 400:  # FastAPI's word for a body that is not JSON, or not a form
-            return of(request, BadOption(f"the body cannot be read: {error.detail}"))
-        code = {v: k for k, v in STATUS.items() if k not in ("artifact_missing", "idempotency_in_flight")}
-        headers = dict(error.headers or {})
-        template = getattr(request.scope.get("route"), "path", "")
-        methods = {method.upper() for method in app.openapi()["paths"].get(template, {})}
-        if error.status_code == 405 and methods:  # Starlette knows only those of one route
-            headers["Allow"] = ", ".join(sorted(methods))
-        name = code.get(error.status_code, "bad_request")
-        return problem(request, name, str(error.detail), status=error.status_code, headers=headers)
+        return from_framework(app, request, error)
 
     @app.exception_handler(ClientDisconnect)
     def _gone(_request: Request, _error: ClientDisconnect) -> Response:

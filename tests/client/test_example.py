@@ -1,4 +1,4 @@
-"""examples/video_job.py: as a script, and as the class that someone's program already uses."""
+"""Examples that need a server: video_job.py, also as the class that a program already uses; serve_and_generate.py."""
 
 import os
 import runpy
@@ -11,7 +11,8 @@ import pytest
 
 from tests.client.small_server import VIDEO
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "video_job.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SCRIPT = EXAMPLES / "video_job.py"
 
 
 @pytest.fixture
@@ -45,3 +46,13 @@ def test_a_failure_says_why(video_job):
 def test_a_job_that_takes_too_long_is_a_timeout(video_job):
     with pytest.raises(TimeoutError, match="it goes on"):
         video_job.poll(video_job.submit("forever"), max_wait=0)
+
+
+def test_a_clip_is_followed_and_fetched(small, tmp_path):
+    env = os.environ | {"BROLL_SERVER": small.url, "BROLL_KEY": small.key}
+    command = [sys.executable, str(EXAMPLES / "serve_and_generate.py"), "a", "lake"]
+    ran = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    told = ran.stdout.splitlines()
+    assert told[0] == "nano, 4 credits"
+    assert "denoise 50 %" in told
+    assert (tmp_path / told[-1]).read_bytes() == VIDEO

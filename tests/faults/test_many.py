@@ -1,6 +1,6 @@
 """Many jobs, four dispatchers, random kills of dispatchers and executors: every job ends exactly once.
 
-BROLL_FAULT_JOBS lowers the number for a quick look, BROLL_FAULT_SEED changes the chances.
+FAULT_JOBS lowers the number for a quick look, FAULT_SEED changes the chances.
 """
 
 import json
@@ -21,8 +21,8 @@ from tests.faults.processes import until
 from tests.faults.site import PRICE, SHORT, undisturbed
 
 pytestmark = pytest.mark.slow
-JOBS = int(os.environ.get("BROLL_FAULT_JOBS", "500"))
-SEED = int(os.environ.get("BROLL_FAULT_SEED", "1"))
+JOBS = int(os.environ.get("FAULT_JOBS", "500"))
+SEED = int(os.environ.get("FAULT_SEED", "1"))
 SEEDS = 5  # clips that differ, so that the reference is cheap
 
 

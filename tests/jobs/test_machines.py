@@ -30,8 +30,8 @@ from broll.jobs.store import Store
 from broll.jobs.tables import api_keys, attempts, entries, events, jobs, metadata, tenants
 
 QUICK = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-SHORT = settings(max_examples=12, stateful_step_count=30, **QUICK)
-LONG = settings(max_examples=200, stateful_step_count=80, **QUICK)
+SHORT = settings(max_examples=10, stateful_step_count=30, **QUICK)
+LONG = settings(max_examples=100, stateful_step_count=60, **QUICK)
 PROFILES = [pytest.param(SHORT, id="short"), pytest.param(LONG, id="long", marks=pytest.mark.slow)]
 POLICY = Policy(lease_s=1000.0, backoff_s=1000.0, warm_age_s=10_000.0, max_attempts=3)
 DEVICES = (

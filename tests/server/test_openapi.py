@@ -48,7 +48,7 @@ def api_only(tiny_models, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("phases", "examples"),
-    [("fuzzing", 1), pytest.param("coverage,fuzzing,stateful", 15, marks=pytest.mark.slow)],
+    [("fuzzing", 1), pytest.param("coverage,fuzzing,stateful", 5, marks=pytest.mark.slow)],
 )
 def test_nothing_that_schemathesis_thinks_of_gets_an_answer_that_is_not_in_the_document(
     api_only, tmp_path, phases, examples
