@@ -8,7 +8,7 @@ cannot make is refused, naming the longest.
 import io
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -18,6 +18,9 @@ from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.server.deps import Card, Plan
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Planner:
@@ -118,12 +121,20 @@ class Planner:
             raise BadOption(f"seconds is {seconds:g}; {config.name} makes clips of at most {most:g} seconds")
         return frames
 
+    def _linears(self, config: ModelConfig) -> "torch.dtype":
+        """Of the devices, which are this machine's only if it runs the jobs itself."""
+        import torch
+
+        if self._settings.role != "api" and self._settings.executor == "local":
+            return wiring.precision(config, catalog.device()).linears
+        return torch.bfloat16 if config.transformer.dim >= 1024 else torch.float32
+
     def _memory_mb(self, spec: VideoSpec, config: ModelConfig) -> int:
         from broll.engine.estimate import estimate
 
         key = (spec.model, spec.width, spec.height, spec.frames)
         if key not in self._memory:
-            linears = wiring.precision(config, catalog.device()).linears
             with self._one:
+                linears = self._linears(config)
                 self._memory[key] = estimate(spec, config, linears=linears).memory_bytes // 10**6
         return self._memory[key]

@@ -50,7 +50,9 @@ class Settings(BaseSettings):
     secret: SecretStr | None = Field(
         default=None, description="signs URLs and keys; the same for every process; without it one in `data`"
     )
-    old_secrets: list[SecretStr] = Field(default=[], description="still accepted in signed URLs")
+    old_secrets: Annotated[list[SecretStr], NoDecode] = Field(
+        default=[], description="still accepted in signed URLs, comma-separated"
+    )
     admin_key: SecretStr | None = Field(default=None, description="an API key with all scopes, made at start")
 
     role: Literal["all", "api", "dispatcher"] = Field(default="all", description="what this process does")
@@ -93,7 +95,7 @@ class Settings(BaseSettings):
         default="info", description="of the JSON log"
     )
 
-    @field_validator("network_allow", "offer", mode="before")
+    @field_validator("network_allow", "offer", "old_secrets", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
         return (

@@ -17,7 +17,14 @@ from broll.serving import Running, running
 from broll.settings import Settings
 
 KEY = "broll-admin-key-for-tests-only"
-QUICK = {"beat_s": 0.2, "poll_s": 0.2, "lease_s": 5.0, "backoff_s": 0.1, "drain_s": 20.0, "log_level": "error"}
+QUICK = {
+    "beat_s": 0.2,
+    "poll_s": 0.2,
+    "lease_s": 5.0,
+    "backoff_s": 0.1,
+    "drain_s": 20.0,
+    "log_level": "error",
+}
 
 
 @dataclass(frozen=True)

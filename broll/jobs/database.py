@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
@@ -98,6 +99,8 @@ class Database:
                 command.upgrade(config, "head")
         except DBAPIError as error:
             raise Unavailable(f"the database cannot be used: {first_line(error)}") from error
+        except CommandError as error:
+            raise BadOption(f"the database was made by a newer broll: {error}") from error
 
     def close(self) -> None:
         self.engine.dispose()

@@ -34,6 +34,8 @@ KINDS = {
     "spritesheet": ("webp", "image/webp"),
 }
 
+LOOK_S = 0.3  # between two looks for cancelled jobs
+
 
 @dataclass
 class Slot:
@@ -255,7 +257,10 @@ class Dispatcher:
                 self._log.warning("no heartbeat", error=type(error).__name__)
             except Exception:  # noqa: BLE001  every lease of this process hangs on this thread
                 self._log.exception("no heartbeat")
-            self._closed.wait(max(0.05, self.pace.beat_s - (time.monotonic() - begin)))
+            next_beat = begin + self.pace.beat_s
+            while (left_s := next_beat - time.monotonic()) > 0 and not self._closed.wait(min(left_s, LOOK_S)):
+                with suppress(SQLAlchemyError):
+                    self._look()
 
     def _sweeps(self) -> None:
         """Beside the heartbeat, because a storage may be slow or away."""
@@ -266,6 +271,14 @@ class Dispatcher:
                 self._log.warning("not swept", error=type(error).__name__)
             if self._closed.wait(self.sweeper.every_s):
                 return
+
+    def _look(self) -> None:
+        """Somebody who cancels does not wait for a heartbeat."""
+        leased = {slot.lease.token: slot for slot in self.slots if slot.lease is not None}
+        for token in self.leases.cancelled_among([t for t, s in leased.items() if s.reason != "cancel"]):
+            slot = leased[token]
+            if slot.lease is not None and slot.lease.token == token:
+                self._stop(slot, "cancel", now=True)
 
     def _beat(self) -> None:
         leased = {slot.lease.token: slot for slot in self.slots if slot.lease is not None}

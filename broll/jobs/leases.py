@@ -140,6 +140,14 @@ class Leases:
                     break  # one device for one urgent job; the next beat may free another
             return beats
 
+    def cancelled_among(self, tokens: Sequence[str]) -> set[str]:
+        """Which of these leases are of jobs that somebody cancelled: a look between two heartbeats."""
+        if not tokens:
+            return set()
+        told = sa.select(jobs.c.lease_token).where(jobs.c.lease_token.in_(tokens), jobs.c.cancel)
+        with self.database.read() as c:
+            return set(c.execute(told).scalars())
+
     def _urgent(self, c: Connection, running: Sequence[Device]) -> dict[str, int]:
         """Device -> priority of a waiting high-priority job that it could run."""
         found = {}

@@ -47,6 +47,18 @@ class NewTenant(Strict):
     retention_s: Annotated[float | None, Field(gt=0, le=10**9)] = None
 
 
+class ChangedTenant(Strict):
+    """What is left out stays as it is."""
+
+    name: Annotated[str | None, Field(min_length=1, max_length=200)] = None
+    unmetered: bool | None = None
+    weight: Annotated[float | None, Field(gt=0, le=1000)] = None
+    max_running: Annotated[int | None, Field(ge=0, le=10**6)] = None
+    max_queued: Annotated[int | None, Field(ge=0, le=10**6)] = None
+    requests_per_minute: Annotated[int | None, Field(ge=1, le=10**6)] = None
+    retention_s: Annotated[float | None, Field(gt=0, le=10**9)] = None
+
+
 class Grant(Strict):
     amount: Annotated[int, Field(ge=-(10**12), le=10**12)]
     note: Annotated[str, Field(max_length=500)] = ""
@@ -221,6 +233,16 @@ def create_tenant(service: ServiceDep, caller: AdminCaller, body: NewTenant) -> 
     with service.database.write() as c:
         tenant = keys.create_tenant(c, body.name, credits=given, **fields)
     return {"id": tenant, "name": body.name, "credits": given}
+
+
+@router.patch("/v1/admin/tenants/{tenant_id}", status_code=204, responses=COMMON)
+def change_tenant(service: ServiceDep, caller: AdminCaller, tenant_id: str, body: ChangedTenant) -> None:  # noqa: ARG001
+    fields = body.model_dump(exclude_unset=True)
+    with service.database.write() as c:
+        credits.balance(c, word(tenant_id))  # NotFound if there is no such tenant
+        if fields:
+            keys.change_tenant(c, tenant_id, **fields)
+    service.known.clear()
 
 
 @router.post("/v1/admin/tenants/{tenant_id}/credits", status_code=201, responses=COMMON | documented(402))

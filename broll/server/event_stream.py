@@ -83,7 +83,7 @@ class Feed:
             told = {"progress": int(self.job.percent), "stage": self.job.stage, "eta_s": self.job.left_s}
             yield sse("progress", told)
         picture = f"{self.job.preview} {self.job.percent}"
-        if self.job.preview and picture != self.preview:
+        if self.job.preview and self.job.stage == "denoise" and picture != self.preview:
             self.preview = picture
             with suppress(ArtifactMissing):  # the next one is on its way
                 webp = self.service.artifacts.get(self.job.preview)

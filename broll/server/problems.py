@@ -39,6 +39,7 @@ STATUS = {
     "unsupported_media_type": 415,
     "range_not_satisfiable": 416,
     "too_many": 429,
+    "error": 500,
     "internal_error": 500,
     "not_supported": 501,
     "unavailable": 503,
@@ -139,6 +140,8 @@ def install(app: FastAPI) -> None:
         if isinstance(error, OperationalError | InterfaceError) or error.connection_invalidated:
             log.warning("database away", error=type(error.orig).__name__)
             return of(request, Unavailable("the database does not answer; try again soon"))
+        if isinstance(error, IntegrityError):
+            return of(request, Conflict("something of this name has just been made"))
         if isinstance(error, DataError):
             return of(request, BadOption("a value in the request cannot be stored"))
         return _unknown(request, error)

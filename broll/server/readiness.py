@@ -1,5 +1,7 @@
-"""Whether the parts behind the API answer. Asked by load balancers, often and by anyone: so at most every few seconds,
-and never for longer than a few."""
+"""Whether the parts behind the API answer.
+
+Load balancers ask, and anyone may, often: so the parts are asked every few seconds at most, and never for longer.
+"""
 
 import threading
 import time

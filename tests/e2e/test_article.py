@@ -19,7 +19,9 @@ ARTICLE = Path(__file__).parents[3] / "shared" / "article.txt"
 
 @pytest.mark.skipif(not ARTICLE.exists(), reason="the article is not here")
 def test_the_articles_client_works_with_another_base_url(tiny_models, tmp_path):
-    code = re.search(r"^import requests, time.*?(?=^# Usage)", ARTICLE.read_text(), re.MULTILINE | re.DOTALL)[0]
+    code = re.search(r"^import requests, time.*?(?=^# Usage)", ARTICLE.read_text(), re.MULTILINE | re.DOTALL)[
+        0
+    ]
     with live(tiny_models, tmp_path / "data") as service:
         names: dict = {}
         exec(code.replace("https://api.pixelapi.dev/v1", f"{service.url}/v1"), names)

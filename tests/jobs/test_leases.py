@@ -133,7 +133,9 @@ def test_priority_comes_first_then_the_smallest_running_share_then_age(database,
     assert order == [urgent.id, theirs.id, mine[0].id, mine[1].id, mine[2].id]
 
 
-def test_a_device_takes_only_what_fits_and_prefers_the_loaded_model_for_a_while(database, store, leases, tenant):
+def test_a_device_takes_only_what_fits_and_prefers_the_loaded_model_for_a_while(
+    database, store, leases, tenant
+):
     large = store.submit(new(tenant, memory_mb=20_000))
     other = store.submit(new(tenant, model="wan"))
     loaded = store.submit(new(tenant))

@@ -130,7 +130,10 @@ def test_a_tenant_pays_what_was_estimated_and_not_more_than_it_has(service):
         assert (broke.status_code, broke.json()["code"]) == (402, "no_credits")
         assert finished(payer, job["job_id"])["credits"] == 1
         assert payer.get("/v1/credits").json() == {"available": 0, "held": 0, "unmetered": False}
-        kinds = [(row["kind"], row["account"], row["amount"]) for row in payer.get("/v1/credits/ledger").json()["data"]]
+        kinds = [
+            (row["kind"], row["account"], row["amount"])
+            for row in payer.get("/v1/credits/ledger").json()["data"]
+        ]
         assert kinds == [
             ("capture", "held", -1),
             ("hold", "held", 1),

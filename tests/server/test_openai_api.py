@@ -9,7 +9,9 @@ from PIL import Image
 
 from tests.live import finished
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*Sora.*:DeprecationWarning", "ignore::DeprecationWarning:openai")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*Sora.*:DeprecationWarning", "ignore::DeprecationWarning:openai"
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +22,9 @@ def sdk(service):
 
 @pytest.fixture(scope="module")
 def video(sdk):
-    return sdk.videos.create_and_poll(prompt="a lake at sunset", model="tiny", size="1280x720", extra_body={"seed": 1})
+    return sdk.videos.create_and_poll(
+        prompt="a lake at sunset", model="tiny", size="1280x720", extra_body={"seed": 1}
+    )
 
 
 def png():
