@@ -99,16 +99,18 @@ def test_a_stop_in_the_middle_of_a_long_forward_takes_effect_between_two_blocks(
 
 
 def test_a_child_that_is_killed_or_frozen_is_noticed_and_replaced(executor, models):
-    with pytest.raises(ExecutorDied, match="SIGKILL"):
+    def disturb(*numbers, stop=False):
         for event in executor.run(work(models, steps=500)):
             if isinstance(event, Progress):
-                os.kill(executor.pid, signal.SIGKILL)
-    events = executor.run(work(models, steps=500))
+                for number in numbers:
+                    os.kill(executor.pid, number)
+                if stop:
+                    executor.stop(now=True)
+
     with pytest.raises(ExecutorDied, match="SIGKILL"):
-        for event in events:
-            if isinstance(event, Progress):
-                os.kill(executor.pid, signal.SIGSTOP)
-                executor.stop(now=True)  # it cannot answer
+        disturb(signal.SIGKILL)
+    with pytest.raises(ExecutorDied, match="SIGKILL"):
+        disturb(signal.SIGSTOP, stop=True)  # it cannot answer
     assert isinstance(list(executor.run(work(models)))[-1], Clip)
 
 

@@ -5,8 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from broll.errors import BadRequest
-from broll.errors import FetchFailed, UnsafeUrl
+from broll.errors import BadRequest, FetchFailed, UnsafeUrl
 from broll.server.guard import Guard, is_public, plain
 from tests.server.sites import LOOPBACK, PICTURE, PUBLIC, answers, moved, refusal, site
 
