@@ -25,6 +25,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from broll.errors import BadOption, Unavailable
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+IDLE_MS = 10_000  # PostgreSQL ends a transaction that does nothing for so long
 LOCK = 0x62726F6C6C  # "broll": the advisory lock under which PostgreSQL is migrated
 
 
@@ -74,6 +75,8 @@ class Database:
         if self.is_sqlite:
             sa.event.listen(self.engine, "connect", _prepare)
             sa.event.listen(self.engine, "begin", _begin)
+        else:
+            sa.event.listen(self.engine, "connect", _limit)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -114,6 +117,13 @@ def _prepare(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # transactions begin where `_begin` says, not where the driver thinks
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _limit(connection: Any, _record: Any) -> None:
+    """A process that was frozen, or cut off, in the middle of a write would hold its rows for hours."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_MS}")
+    connection.commit()
 
 
 def _begin(connection: Connection) -> None:

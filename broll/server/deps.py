@@ -82,7 +82,7 @@ class Service:
     known: dict[str, tuple[float, Caller]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.watch = Watch(self.database)
+        self.watch = Watch(self.database, self.draining)
 
     def probe(self) -> None:
         """Raise if the database or the storage does not answer."""

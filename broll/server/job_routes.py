@@ -23,7 +23,6 @@ from broll.server.schemas import Estimate, Generate, JobList, JobOut
 
 router = APIRouter(tags=["jobs"])
 MOST_WAIT_S = 60.0
-PIECE_S = 5.0
 PICTURES = ("image", "last_image")
 BODY = {
     "requestBody": {
@@ -151,8 +150,7 @@ async def waited(service: Service, job: Job, prefer: str | None) -> Job:
     match = re.search(r"\bwait=(\d{1,4})\b", prefer or "")
     until = time.monotonic() + (min(MOST_WAIT_S, float(match[1])) if match else 0.0)
     while not job.done and time.monotonic() < until and not service.draining.is_set():
-        # in pieces, so that a process on its way out does not wait a minute for those who wait here
-        await service.watch.done(job.id, min(PIECE_S, until - time.monotonic()))
+        await service.watch.done(job.id, until - time.monotonic())
         job = await run_in_threadpool(service.store.get, None, job.id)
     return job
 

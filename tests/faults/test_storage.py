@@ -152,6 +152,23 @@ def test_a_sweep_that_fails_stops_neither_heartbeats_nor_jobs_and_forgets_nothin
     assert serve.alive
 
 
+@pytest.mark.slow
+def test_whoever_freezes_in_the_middle_of_a_write_does_not_hold_its_rows_for_long(own):
+    if own.database.is_sqlite:
+        pytest.skip("SQLite has one lock, and who is frozen with it keeps it")
+    job_id = own.submit(**SHORT)
+    row = sa.update(jobs).where(jobs.c.id == job_id)
+    begin = time.monotonic()
+    with pytest.raises(sa.exc.DBAPIError), own.database.write() as frozen:  # noqa: PT012  it is about time
+        frozen.execute(row.values(percent=50.0))
+        with own.database.write() as other:
+            other.execute(row.values(percent=10.0))
+        frozen.execute(row.values(percent=60.0))
+    assert 5 < time.monotonic() - begin < 30
+    assert own.job(job_id).percent == 10.0
+    own.store.cancel(own.tenant, job_id)
+
+
 @pytest.mark.parametrize(
     "away_s", [pytest.param(4.0, id="briefly"), pytest.param(20.0, id="for long", marks=pytest.mark.slow)]
 )
