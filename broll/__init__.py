@@ -1,5 +1,6 @@
 """broll: your own video generation service. Text or an image in, a finished clip out."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -17,7 +18,5 @@ __all__ = ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__"]
 def __getattr__(name: str) -> Any:
     """The clients, when they are first asked for: httpx takes longer to import than all the rest."""
     if name in ("AsyncClient", "Client"):
-        from broll import client  # noqa: PLC0415
-
-        return getattr(client, name)
+        return getattr(import_module("broll.client"), name)
     raise AttributeError(f"module 'broll' has no attribute {name!r}")
