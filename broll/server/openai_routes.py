@@ -148,7 +148,7 @@ def unsupported() -> Response:
 
 
 for path in ("/edits", "/extensions", "/characters"):
-    router.post(path, status_code=501, responses=documented(501))(unsupported)
+    router.post(path, status_code=501, response_class=Response, responses=documented(501))(unsupported)
 
 
 @router.get("/{video_id}", responses=COMMON)

@@ -206,6 +206,7 @@ def wishes(made):
 
 BODIES = {
     ("POST", "/v1/videos/{video_id}/remix"): {"prompt": "x"},
+    ("PATCH", "/v1/admin/tenants/{tenant_id}"): {"max_running": 1},
     ("POST", "/v1/admin/tenants/{tenant_id}/credits"): {"amount": 1},
     ("POST", "/v1/admin/tenants/{tenant_id}/api-keys"): {"name": "mine"},
 }
