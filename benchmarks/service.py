@@ -59,8 +59,8 @@ def database_url(asked: str, folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served(folder: Path, url: str, role: str) -> Iterator[httpx.Client]:
-    """A server process of its own, and a client of it."""
+def served(folder: Path, url: str, role: str) -> Iterator[tuple[httpx.Client, int]]:
+    """A server process of its own: a client of it, and its id."""
     env = os.environ | {
         "BROLL_DATA": str(folder), "BROLL_DATABASE": url, "BROLL_ADMIN_KEY": KEY, "BROLL_PORT": "0",
         "BROLL_LOG_LEVEL": "error", "BROLL_ROLE": role,
@@ -75,7 +75,7 @@ def served(folder: Path, url: str, role: str) -> Iterator[httpx.Client]:
         threading.Thread(target=process.stderr.read, daemon=True).start()
         headers = {"Authorization": f"Bearer {KEY}"}
         with httpx.Client(base_url=base, headers=headers, timeout=300, trust_env=False) as client:
-            yield client
+            yield client, process.pid
     finally:
         process.terminate()
         process.wait(60)
@@ -115,7 +115,7 @@ async def waiter(host: str, port: int, key: str, job: str, until: float, counted
 
 
 def submit(folder: Path, url: str, waiters: int, seconds: float) -> dict[str, Any]:
-    with served(folder, url, "api") as client:
+    with served(folder, url, "api") as (client, _):
         client.headers["Authorization"] = f"Bearer {tenant(client)}"
         key = client.headers["Authorization"].split()[1]
         ask = {"prompt": PROMPT, "model": "nano", "seed": 1}
@@ -153,6 +153,11 @@ def claim(url: str, waiting: int, tenants: int) -> dict[str, Any]:
     with database.write() as c:
         for i in range(waiting):
             store.insert(c, NewJob(owners[i % tenants], None, spec, "nano", 100, 0))
+    if (
+        not database.is_sqlite
+    ):  # as autovacuum does within a minute; without it PostgreSQL plans for an empty table
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
+            c.exec_driver_sql("ANALYZE")
     times = []
     for _ in range(50):
         begin = time.perf_counter()
@@ -175,9 +180,22 @@ def wait_done(client: httpx.Client, job: str) -> dict[str, Any]:
             return shown
 
 
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process and its children have used so far."""
+    import psutil
+
+    own = psutil.Process(pid)
+    used = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return float(sum(times.user + times.system for times in used))
+
+
 def clips(folder: Path, url: str, runs: int, frames: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`first` and `overhead`: the service and the engine in turn, both with a warm model."""
+    """`first` and `overhead`: the service and the engine in turn, both with a warm model.
+
+    Seconds depend on what else the machine does; processor seconds, server and executor together, much less.
+    """
     from broll import catalog, wiring
+    from broll.clips import make_clip
     from broll.engine import pipeline
     from broll.settings import Settings
     from broll.spec import parse
@@ -188,14 +206,16 @@ def clips(folder: Path, url: str, runs: int, frames: int) -> tuple[dict[str, Any
     parts = wiring.load(model, config)
     spec = pipeline.resolve(parse(model="nano", prompt=PROMPT, seed=1, frames=frames), config)
     alone, through, first = [], [], []
-    with served(folder, url, "all") as client:
+    used: dict[str, list[float]] = {"engine": [], "service": []}
+    with served(folder, url, "all") as (client, pid):
         ask = {"prompt": PROMPT, "model": "nano", "seed": 1, "frames": frames}
         wait_done(client, client.post("/v1/video/generate", json=ask).json()["job_id"])  # warms it
         for turn in range(runs + 1):
-            begin = time.perf_counter()
-            *_, _made = wiring.make_clip(spec, parts, folder / "alone.mp4", format="mp4")
+            begin, cpu = time.perf_counter(), time.process_time()
+            *_, _made = make_clip(spec, parts, folder / "alone.mp4", format="mp4")
             alone.append(time.perf_counter() - begin)
-            begin = time.perf_counter()
+            used["engine"].append(time.process_time() - cpu)
+            begin, cpu = time.perf_counter(), cpu_s(pid)
             job = client.post("/v1/video/generate", json=ask).raise_for_status().json()["job_id"]
             with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
                 for line in stream.iter_lines():
@@ -204,8 +224,9 @@ def clips(folder: Path, url: str, runs: int, frames: int) -> tuple[dict[str, Any
                         break
             wait_done(client, job)
             through.append(time.perf_counter() - begin)
+            used["service"].append(cpu_s(pid) - cpu)
             if turn == 0:
-                alone, through, first = [], [], []
+                alone, through, first, used = [], [], [], {"engine": [], "service": []}
     engine, service = middle(alone), middle(through)
     share = (service - engine) / engine
     overhead = {
@@ -214,6 +235,8 @@ def clips(folder: Path, url: str, runs: int, frames: int) -> tuple[dict[str, Any
         "service_s": service,
         "overhead_s": service - engine,
         "share": share,
+        "engine_cpu_s": middle(used["engine"]),
+        "service_cpu_s": middle(used["service"]),
     }
     return {"median_s": middle(first)}, overhead
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from broll import catalog, wiring
+from broll import catalog, coaching, takes, wiring
 from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import BadOption, ModelMissing, UnknownModel
-from broll.server.deps import Card, Plan
+from broll.prompts.findings import Context
+from broll.server.deps import Card, Plan, Wish
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
 
@@ -54,7 +55,20 @@ class Planner:
                 self._configs[name] = PUBLISHED[name]  # devices elsewhere have it
         return self._configs[name]
 
-    def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Plan:
+    def context(self, fields: Mapping[str, Any], wish: Wish) -> Context:
+        """Also of a published model that is not here: a prompt may be written for it."""
+        given = {name: value for name, value in fields.items() if value is not None}
+        seconds = given.pop("seconds", None)
+        name = str(given.get("model", ""))
+        config = PUBLISHED.get(catalog.published_name(name) or name)
+        if config is None:
+            given["model"] = self._name(given)
+            config = self.config(given["model"])
+        if seconds is not None:
+            given["frames"] = max(1, 4 * round((seconds * config.defaults.fps - 1) / 4) + 1)
+        return coaching.context(config, parse(**given), use=wish.preset, style=wish.style)
+
+    def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes], wish: Wish) -> Plan:
         given = {name: value for name, value in fields.items() if value is not None}
         seconds = given.pop("seconds", None)
         given["model"] = self._name(given)
@@ -73,8 +87,12 @@ class Planner:
         picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
         from broll.engine import pipeline
 
-        spec = pipeline.resolve(parse(**given), config, picture=picture)
-        return Plan(spec, self._memory_mb(spec, config), tuple(notes))
+        asked = parse(**given)
+        known = coaching.context(config, asked, use=wish.preset, style=wish.style)
+        asked, report = coaching.coached(asked, known, wish.mode)
+        takes.check(asked)
+        spec = pipeline.resolve(asked, config, picture=picture)
+        return Plan(spec, self._memory_mb(spec, config), tuple(notes), report)
 
     def _name(self, given: Mapping[str, Any]) -> str:
         if "model" in given:

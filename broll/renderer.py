@@ -2,8 +2,8 @@
 
     Loaded, Stage encode, Stage denoise, (Progress, Preview, Snapshot)*, Stage decode, Progress*, Stage finish, Clip
 
-A snapshot is also made after the last step: whoever goes on from it only decodes. Asked to stop now, it
-stops between two blocks or two latents; else at the next step, with a snapshot.
+Of several takes each goes from encode to decode. A snapshot is also made after the last step: whoever goes on from it
+only decodes. Asked to stop now, it stops between two blocks or two latents; else at the next step, with a snapshot.
 """
 # ruff: noqa: PLC0415  torch is loaded by the process that needs it
 
@@ -16,12 +16,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, wiring
+from broll import catalog, takes, wiring
 from broll.errors import BadSnapshot, BrollError, OutputError
 from broll.events import (
     Clip,
@@ -126,44 +126,48 @@ class Run:
     times: list[float] = field(default_factory=list)  # of the start and of each step
     kept: float = field(default_factory=time.monotonic)  # when the last snapshot was made
     saved: int = -1  # the step of the last snapshot
+    take: "takes.Take | None" = None  # the one that runs
+    decoding: float | None = None  # since when
     shown: float = 0.0  # when the last preview was
 
     def events(self) -> Iterator[Event]:
-        from broll.engine.pipeline import Frames
-        from broll.engine.sampler import Step
-
-        resume = self._resume()
-        stills = wiring.Stills(self.spec.frames or 1)
-        yield Stage("encode")
-        self.times.append(time.perf_counter())
-        made = wiring.make_clip(
+        made = takes.make(
             self.spec, self.parts, self.folder / "clip.mp4", format="mp4",
-            pictures=self._pictures(), resume=resume,
+            pictures=self._pictures(), resume=self._resume(),
         )  # fmt: skip
-        decoding = None
         with contextlib.closing(made):  # type: ignore[type-var]
             for event in made:
                 self.flag.check()
-                if isinstance(event, Step):
-                    yield from self._step(event)
-                    if self.flag.soon:
-                        if self.saved != event.index:
-                            yield self._snapshot(event)
-                        yield Stopped()
-                        return
-                elif isinstance(event, Frames):
-                    if decoding is None:
-                        decoding = time.perf_counter()
-                        yield Stage("decode")
-                    stills.add(event.first, wiring.to_rgb(event))
-                    yield self._frames(event.first + event.frames.shape[1], decoding)
-                    if self.flag.soon:
-                        yield Stopped()
-                        return
-                else:
-                    assert decoding is not None
-                    yield Stage("finish")
-                    yield self._clip(event, stills, time.perf_counter() - decoding)
+                stopped = yield from self._saw(event)
+                if stopped:
+                    yield Stopped()
+                    return
+
+    def _saw(self, event: Any) -> Generator[Event, None, bool]:
+        """Tell what it means; whether the work ends here, as was asked."""
+        from broll.engine.pipeline import Frames
+        from broll.engine.sampler import Step
+
+        if isinstance(event, takes.Take):
+            self.take, self.decoding, self.saved = event, None, -1
+            yield Stage("encode")
+            self.times = [time.perf_counter()]
+        elif isinstance(event, Step):
+            yield from self._step(event)
+            if self.flag.soon and self.saved != event.index:
+                yield self._snapshot(event)
+            return self.flag.soon
+        elif isinstance(event, Frames):
+            if self.decoding is None:
+                self.decoding = time.perf_counter()
+                yield Stage("decode")
+            yield self._frames(event.first + event.frames.shape[1])
+            return self.flag.soon
+        else:
+            assert self.decoding is not None
+            yield Stage("finish")
+            yield self._clip(event, time.perf_counter() - self.decoding)
+        return False
 
     def _resume(self) -> Any:
         if self.work.snapshot is None:
@@ -173,9 +177,9 @@ class Run:
         try:
             snapshot = wiring.read_snapshot(path)
             wiring.check_snapshot(path, snapshot, self.config)
+            return snapshot if takes.begun(snapshot).wish == self.spec else None
         except BadSnapshot:
             return None
-        return snapshot
 
     def _pictures(self) -> list[wiring.Picture]:
         from PIL import Image
@@ -192,11 +196,10 @@ class Run:
         self.times.append(now)
         steps = self.spec.steps or 1
         step_s = (now - self.times[0]) / (len(self.times) - 1)
-        left_s = (steps - step.index - 1) * step_s + self.renderer.decode_s_by_shape.get(
-            self._shape(), step_s
-        )
+        decode_s = self.renderer.decode_s_by_shape.get(self._shape(), step_s)
+        left_s = (steps - step.index - 1) * step_s + decode_s + self._later() * (steps * step_s + decode_s)
         share = (BEGINS["decode"] - BEGINS["denoise"]) * (step.index + 1) / steps
-        yield Progress("denoise", step.index + 1, steps, BEGINS["denoise"] + share, left_s)
+        yield Progress("denoise", step.index + 1, steps, self._percent(BEGINS["denoise"] + share), left_s)
         every_s = max(self.work.snapshot_s, SNAPSHOT_SHARE * steps * step_s)
         if step.index + 1 == steps or time.monotonic() - self.kept >= every_s:
             yield self._snapshot(step)
@@ -206,7 +209,8 @@ class Run:
 
     def _snapshot(self, step: "Step") -> Snapshot:
         path = self.folder / "snapshot"
-        wiring.save_snapshot(path, self.spec, self.parts, step)
+        assert self.take is not None
+        wiring.save_snapshot(path, self.take.spec, self.parts, step, self.take.memo)
         self.kept, self.saved = time.monotonic(), step.index
         return Snapshot.of(step.index, path.read_bytes())
 
@@ -224,20 +228,29 @@ class Run:
     def _shape(self) -> tuple[Any, ...]:
         return self.spec.model, self.spec.width, self.spec.height, self.spec.frames
 
-    def _frames(self, done: int, begin: float) -> Progress:
+    def _later(self) -> int:
+        """How many takes are still to come."""
+        return self.take.count - self.take.index - 1 if self.take else 0
+
+    def _percent(self, of_take: float) -> float:
+        return of_take if self.take is None else (100 * self.take.index + of_take) / self.take.count
+
+    def _frames(self, done: int) -> Progress:
+        assert self.decoding is not None
         frames = self.spec.frames or 1
         share = (BEGINS["finish"] - BEGINS["decode"]) * done / frames
-        left_s = (time.perf_counter() - begin) / done * (frames - done)
-        return Progress("decode", done, frames, BEGINS["decode"] + share, left_s)
+        left_s = (time.perf_counter() - self.decoding) / done * (frames - done)
+        left_s += self._later() * (time.perf_counter() - self.times[0])
+        return Progress("decode", done, frames, self._percent(BEGINS["decode"] + share), left_s)
 
-    def _clip(self, made: Any, stills: wiring.Stills, decode_s: float) -> Clip:
+    def _clip(self, made: Any, decode_s: float) -> Clip:
         from broll.media import sheets
 
         self.renderer.decode_s_by_shape[self._shape()] = decode_s
         files = {
             "video": made.path.read_bytes(),
-            "thumbnail": webp(sheets.poster(stills.kept)),
-            "spritesheet": webp(sheets.contact_sheet(stills.kept)),
+            "thumbnail": webp(sheets.poster(made.stills.kept)),
+            "spritesheet": webp(sheets.contact_sheet(made.stills.kept)),
         }
         denoise_s = self.times[-1] - self.times[0]
         return Clip(

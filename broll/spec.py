@@ -14,6 +14,8 @@ from broll.errors import BadOption, BadPrompt, BrollError
 
 MAX_PROMPT = 10_000  # characters; the text encoder's own limit of 512 tokens is checked by the engine
 MAX_SEED = 2**63 - 1
+MAX_TAKES = 16
+Pick = Literal["camera", "motion", "sharp"]
 
 
 class Artifact(BaseModel):
@@ -28,6 +30,14 @@ class Artifact(BaseModel):
     def of(cls, content: bytes) -> "Artifact":
         digest = hashlib.sha256(content).hexdigest()
         return cls(id=digest[:16], sha256=digest)
+
+
+class Title(BaseModel):
+    """Words to be read in the clip, letter by letter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: Annotated[str, Field(min_length=1, max_length=300)]
 
 
 class VideoSpec(BaseModel):
@@ -52,6 +62,10 @@ class VideoSpec(BaseModel):
     image: Artifact | None = None  # first frame
     last_image: Artifact | None = None
     preprocessing: Literal["official", "diffusers"] = "official"  # of the pictures
+    titles: Annotated[tuple[Title, ...], Field(max_length=20)] = ()
+    motion: Literal["low", "medium", "high"] | None = None  # measured in the clip, which is retimed to meet it
+    takes: Annotated[int | None, Field(ge=1, le=MAX_TAKES)] = None  # so many seeds, one kept
+    pick: Pick | None = None  # by what the take to keep is chosen
 
     @field_validator("prompt", "negative_prompt", mode="before")
     @classmethod

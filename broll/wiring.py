@@ -1,6 +1,6 @@
-"""What fits together: a name to a folder to a loaded model, and a spec to a finished clip.
+"""What fits together: a name to a folder to a loaded model, pictures, snapshots.
 
-    catalog.find -> describe -> pipeline.resolve -> load -> make_clip
+    catalog.find -> describe -> pipeline.resolve -> load -> clips.make_clip
 
 The only file that knows everything. torch, transformers and av are imported by the functions that need them:
 what only reads names answers at once.
@@ -11,21 +11,15 @@ import contextlib
 import hashlib
 import io
 import os
-import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
-from broll import __version__, catalog
 from broll.catalog import Installed, device
 from broll.engine.config import ModelConfig
 from broll.errors import (
     BadCheckpoint,
     BadImage,
-    BadOption,
     BadSnapshot,
     BrollError,
     OutputError,
@@ -38,7 +32,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from broll.engine.load import Parts, Precision
-    from broll.engine.pipeline import Frames
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
@@ -183,160 +176,13 @@ def write_whole(path: Path, data: bytes) -> None:
             part.unlink(missing_ok=True)
 
 
-# --- clips ------------------------------------------------------------------------------------------------
-
-
-class Record(BaseModel):
-    """What a clip's file says about itself. Read back, it is untrusted."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-    broll: Annotated[str, Field(max_length=100)]
-    spec: VideoSpec
-    latents_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    weights: Annotated[dict[str, str], Field(max_length=1000)] = {}
-    conditions: Annotated[dict[str, str], Field(max_length=100)] = {}
-    resumed_elsewhere: bool = False
-    seconds: Annotated[float, Field(ge=0)] = 0.0  # of encoding and denoising, in the run that finished it
-    format: Literal["broll clip 1"] = "broll clip 1"
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A finished file."""
-
-    path: Path
-    record: Record
-
-
-def read_record(path: Path) -> Record:
-    from broll.media.video_file import read_metadata
-
-    text = read_metadata(path)
-    try:
-        return Record.model_validate_json(text)
-    except (ValidationError, BrollError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise BadOption(f"{path} was not made by broll, or was changed since: {reason}") from None
-
-
-def make_clip(
-    spec: VideoSpec,
-    parts: "Parts",
-    out: Path,
-    *,
-    format: str,
-    pictures: Sequence[Picture] = (),
-    resume: "Snapshot | None" = None,
-    poster: Path | None = None,
-    sheet: Path | None = None,
-) -> "Iterator[Step | Frames | Clip]":
-    """Every step, every group of frames as it is written, then the Clip. Closing it leaves no file behind."""
-    from broll.engine import pipeline, snapshot
-    from broll.engine.sampler import Step
-    from broll.media.video_file import VideoWriter
-
-    begin = time.perf_counter()
-    here = snapshot.conditions(parts)
-    images = {picture.artifact.sha256: picture.image for picture in pictures}
-    last = resume.step if resume else None
-    stills = Stills(spec.frames or 1)
-    with (
-        contextlib.ExitStack() as stack,
-        contextlib.closing(
-            pipeline.generate(spec, parts, images, last)  # type: ignore[type-var]
-        ) as events,
-    ):
-        writer, record = None, None
-        for event in events:
-            if isinstance(event, Step):
-                last = event
-                yield event
-                continue
-            if writer is None:
-                assert last is not None
-                assert spec.width is not None
-                assert spec.height is not None
-                assert spec.fps is not None
-                record = Record(
-                    broll=__version__,
-                    spec=spec,
-                    latents_sha256=pipeline.digest(last.x),
-                    weights=dict(parts.digests),
-                    conditions=here,
-                    resumed_elsewhere=resume is not None and bool(differences(resume.conditions, here)),
-                    seconds=round(time.perf_counter() - begin, 3),
-                )
-                size = {"width": spec.width, "height": spec.height, "fps": spec.fps}
-                text = record.model_dump_json(exclude_none=True)
-                writer = stack.enter_context(VideoWriter(out, **size, format=format, metadata=text))
-            rgb = to_rgb(event)
-            stills.add(event.first, rgb)
-            writer.write(rgb)
-            yield event
-    assert record is not None
-    stills.write(poster, sheet, spec.prompt)
-    yield Clip(out, record)
-
-
-def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: Any) -> Clip:
-    """From words to a file in one call; `fields` are those of VideoSpec. Without a model, the best one here."""
-    from broll.engine import pipeline
-    from broll.media.video_file import check_output
-    from broll.spec import parse
-
-    settings, path = Settings(), Path(out)
-    ending = check_output(path)
-    use_threads(settings)
-    found = catalog.find(settings, model) if model else catalog.best(settings, "t2v")
-    config = describe(found)
-    spec = pipeline.resolve(parse(model=found.name, prompt=prompt, **fields), config)
-    *_, made = make_clip(spec, load(found, config), path, format=ending)
-    assert isinstance(made, Clip)
-    return made
-
-
-def to_rgb(event: "Frames") -> Any:
-    """[3, f, h, w] in [-1, 1] to uint8 [f, h, w, 3]."""
-    import torch
-
-    return (
-        ((event.frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-    )
-
-
-class Stills:
-    """Eight frames at equal distances, kept for the poster and the contact sheet."""
-
-    def __init__(self, frames: int, count: int = 8) -> None:
-        self.wanted = {round(i * (frames - 1) / (count - 1)) for i in range(count)}
-        self.kept: list[Any] = []
-
-    def add(self, first: int, rgb: Any) -> None:
-        self.kept += [frame.copy() for i, frame in enumerate(rgb, first) if i in self.wanted]
-
-    def write(self, poster: Path | None, sheet: Path | None, title: str) -> None:
-        from broll.media import sheets
-        from broll.media.pictures import to_png
-
-        if poster is not None:
-            write_whole(poster, to_png(sheets.poster(self.kept)))
-        if sheet is not None:
-            write_whole(sheet, to_png(sheets.contact_sheet(self.kept, title=title)))
-
-
-def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Names of the conditions that are not the same."""
-    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-
-
 # --- snapshots --------------------------------------------------------------------------------------------
 
 
-def save_snapshot(path: Path, spec: VideoSpec, parts: "Parts", step: "Step") -> None:
+def save_snapshot(path: Path, spec: VideoSpec, parts: "Parts", step: "Step", memo: str = "") -> None:
     from broll.engine import snapshot
 
-    snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(parts)))
+    snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(parts), memo))
 
 
 def read_snapshot(path: Path) -> "Snapshot":
@@ -370,3 +216,8 @@ def check_snapshot(path: Path, snapshot: "Snapshot", config: ModelConfig) -> Non
     need = {"euler": 0, "dpm++": 1, "unipc": min(3, step.index + 2)}[spec.sampler or "unipc"]
     if len(step.history) != need:
         raise BadSnapshot(f"{path} lacks the sampler's memory: {len(step.history)} of {need} tensors")
+
+
+def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Names of the conditions that are not the same."""
+    return sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

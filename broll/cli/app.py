@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from broll import __version__
-from broll.cli import doctor, generate, inspect, jobs, models, serve
+from broll.cli import doctor, generate, inspect, jobs, models, prompt, serve
 from broll.cli.output import one_line, say
 from broll.errors import BadOption, BrollError, MissingExtra, OutputError
 
@@ -26,7 +26,17 @@ SERVER = {
     "sqlalchemy", "alembic", "fastapi", "uvicorn", "structlog", "obstore", "limits", "prometheus_client", "starlette",
     "standardwebhooks", "python_multipart",
 }  # fmt: skip
-ENGINE = {"torch", "transformers", "tokenizers", "safetensors", "ftfy", "jaxtyping", "sentencepiece", "av"}
+ENGINE = {
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "ftfy",
+    "jaxtyping",
+    "sentencepiece",
+    "av",
+    "cv2",
+}
 
 app = typer.Typer(
     help="Your own video generation service: text or an image in, a finished clip out.",
@@ -43,6 +53,7 @@ app.command("serve")(serve.serve)
 models_app = typer.Typer(help="Which models are here, and which can be had.", no_args_is_help=True)
 models_app.command("list")(models.list_models)
 app.add_typer(models_app, name="models")
+app.add_typer(prompt.prompt_app, name="prompt")
 app.add_typer(jobs.jobs_app, name="jobs")
 app.add_typer(serve.keys_app, name="keys")
 app.add_typer(serve.credits_app, name="credits")

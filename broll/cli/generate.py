@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from broll.cli.forecast import Forecast
     from broll.cli.progress import Display
     from broll.cli.request import Job, Options
+    from broll.clips import Clip
     from broll.engine.load import Parts
     from broll.engine.sampler import Step
     from broll.settings import Settings
-    from broll.wiring import Clip
+    from broll.takes import Take
 
 EXAMPLES = (
     'broll generate "aerial drone shot slowly circling a lighthouse, golden hour"    '
     "broll generate --like clip.mp4 --seed 7"
 )
-What, How, Where, Again, There = "What", "How", "Where it goes", "Again", "On a server"
+What, How, Coach, Where, Again, There = (
+    "What", "How", "Coach and measured takes", "Where it goes", "Again", "On a server"
+)  # fmt: skip
 
 
 def generate(
@@ -62,6 +65,29 @@ def generate(
     ] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
+    ] = None,
+    no_coach: Annotated[
+        bool, typer.Option("--no-coach", help="Say nothing of the prompt.", rich_help_panel=Coach)
+    ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Let the coach rewrite the prompt.", rich_help_panel=Coach)
+    ] = False,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Rewrite it for this use, such as ambient-loop.", rich_help_panel=Coach),
+    ] = None,
+    style: Annotated[
+        str | None, typer.Option(help="Rewrite it in this style, such as cinematic.", rich_help_panel=Coach)
+    ] = None,
+    motion: Annotated[
+        str | None,
+        typer.Option(help="low, medium or high: measured, and retimed or retaken.", rich_help_panel=Coach),
+    ] = None,
+    takes: Annotated[
+        int | None, typer.Option(help="So many seeds, measured; the best is kept.", rich_help_panel=Coach)
+    ] = None,
+    pick: Annotated[
+        str | None, typer.Option(help="Best by camera, motion or sharp.", rich_help_panel=Coach)
     ] = None,
     out: Annotated[
         Path | None,
@@ -136,6 +162,7 @@ def ready(
 ) -> "tuple[Job, Parts, Forecast]":
     """The job, announced, and its model, loaded."""
     from broll import wiring
+    from broll.cli.coaching import announce_coach
     from broll.cli.forecast import forecast
     from broll.cli.request import prepare
 
@@ -143,6 +170,8 @@ def ready(
     stop.check()
     expected = forecast(job.spec, job.config, settings)
     if not options.quiet:
+        if job.coach is not None and not options.resume:
+            announce_coach(job.coach)
         announce(job, expected)
     if not expected.fits:
         need, free = gigabytes(expected.estimate.memory_bytes), gigabytes(expected.free_bytes)
@@ -162,11 +191,13 @@ def announce(job: "Job", expected: "Forecast") -> None:
     spec = job.spec
     assert spec.frames is not None
     assert spec.fps is not None
+    takes = spec.takes or 1
     say(
         f"{spec.model}: {spec.width}x{spec.height}, {spec.frames} frames ({spec.frames / spec.fps:.1f} s), "
         f"{spec.steps} steps, guidance {spec.guidance:g}, seed {spec.seed}"
+        + (f", {takes} takes" if takes > 1 else "")
     )
-    seconds = expected.denoise_s + expected.decode_s
+    seconds = takes * (expected.denoise_s + expected.decode_s)
     if job.resume:
         done = job.resume[1].step.index + 1
         seconds -= expected.denoise_s * done / (spec.steps or 1)
@@ -178,16 +209,15 @@ def announce(job: "Job", expected: "Forecast") -> None:
 
 def follow(options: "Options", job: "Job", parts: "Parts", expected: "Forecast", stop: Stop) -> "Clip":
     """Run it under one display; when stopped, keep what was done."""
-    from broll import wiring
+    from broll import takes
     from broll.cli.progress import display
 
     warn_of_other_conditions(job, parts)
     snapshot = job.resume[1] if job.resume else None
     show = display(quiet=options.quiet)
     watch = Watch(job, expected, show)
-    events = wiring.make_clip(
-        job.spec, parts, job.out, format=job.format, pictures=job.pictures, resume=snapshot,
-        poster=job.poster, sheet=job.sheet,
+    events = takes.make(
+        job.spec, parts, job.out, format=job.format, pictures=job.pictures, resume=snapshot, coach=job.coach
     )  # fmt: skip
     try:
         for event in events:
@@ -197,11 +227,12 @@ def follow(options: "Options", job: "Job", parts: "Parts", expected: "Forecast",
         stop.saving = True
         events.close()  # type: ignore[attr-defined]
         show.close()
-        message = keep(options, job, parts, watch.step)
+        message = keep(options, job, parts, watch)
         raise Stopped(message, stop.signum or signal.SIGINT) from None
     finally:
         show.close()
     assert watch.clip is not None
+    watch.clip.stills.write(job.poster, job.sheet, watch.clip.record.spec.prompt)
     watch.remember()
     return watch.clip
 
@@ -212,27 +243,40 @@ class Watch:
     def __init__(self, job: "Job", expected: "Forecast", show: "Display") -> None:
         self.job, self.expected, self.show = job, expected, show
         self.step: Step | None = None
+        self.take: Take | None = None  # that the step belongs to
+        self._new: Take | None = None
         self.clip: Clip | None = None
         self.times = [time.perf_counter()]  # of the start and of each step
         self.decoding_s = 0.0
-        show.stage("text, first step")
 
     def saw(self, event: Any) -> None:
+        from broll.clips import Clip
         from broll.engine.pipeline import Frames
-        from broll.wiring import Clip
+        from broll.takes import Take
 
         if isinstance(event, Clip):
             self.clip = event
+        elif isinstance(event, Take):
+            self._begin(event)
         elif isinstance(event, Frames):
             self._frames(event.first + event.frames.shape[1])
         else:
             self._step(event)
 
+    def _begin(self, take: "Take") -> None:
+        self._new = take
+        self.times, self.decoding_s = [time.perf_counter()], 0.0
+        self.show.stage(self._named("text, first step"))
+
+    def _named(self, stage: str) -> str:
+        take = self._new
+        return stage if take is None or take.count == 1 else f"take {take.index + 1}/{take.count}: {stage}"
+
     def _step(self, step: "Step") -> None:
         steps = self.job.spec.steps or 1
-        if self.step is None:
-            self.show.stage("denoise", steps)
-        self.step = step
+        if len(self.times) == 1:
+            self.show.stage(self._named("denoise"), steps)
+        self.step, self.take = step, self._new
         self.times.append(time.perf_counter())
         left = (steps - step.index - 1) * self.step_s() + self.expected.decode_s
         self.show.at(step.index + 1, left)
@@ -240,7 +284,7 @@ class Watch:
     def _frames(self, done: int) -> None:
         frames = self.job.spec.frames or 1
         if self.decoding_s == 0:
-            self.show.stage("decode", frames)
+            self.show.stage(self._named("decode"), frames)
         self.decoding_s = time.perf_counter() - self.times[-1]
         self.show.at(done, self.decoding_s / done * (frames - done))
 
@@ -268,22 +312,26 @@ def warn_of_other_conditions(job: "Job", parts: "Parts") -> None:
             say(f"warning: begun under other conditions ({', '.join(differ)}): the clip may differ a little")
 
 
-def keep(options: "Options", job: "Job", parts: "Parts", step: "Step | None") -> str:
+def keep(options: "Options", job: "Job", parts: "Parts", watch: Watch) -> str:
     """Save the last step beside the output, and say how to go on."""
     from broll import wiring
 
-    if step is None:
+    step, take = watch.step, watch.take
+    if step is None or take is None:
         again = f"; continue with: broll generate --resume {shlex.quote(str(options.resume))}"
         return "stopped before the first step" + (again if options.resume else "; nothing was written")
     path = job.out.with_name(job.out.name + ".snapshot")
-    wiring.save_snapshot(path, job.spec, parts, step)
+    wiring.save_snapshot(path, take.spec, parts, step, take.memo)
     command = f"broll generate --resume {shlex.quote(str(path))}"
     if options.model and Path(options.model).expanduser().is_dir():
         command += f" --model {shlex.quote(options.model)}"
-    return f"stopped after step {step.index + 1} of {job.spec.steps}; continue with: {command}"
+    which = f" of take {take.index + 1}" if take.count > 1 else ""
+    return f"stopped after step {step.index + 1} of {job.spec.steps}{which}; continue with: {command}"
 
 
 def finish(options: "Options", job: "Job", clip: "Clip", seconds: float) -> None:
+    from broll.cli.coaching import measured
+
     record = clip.record
     result = {
         "file": str(clip.path),
@@ -293,11 +341,16 @@ def finish(options: "Options", job: "Job", clip: "Clip", seconds: float) -> None
         "resumed_elsewhere": record.resumed_elsewhere,
         "spec": record.spec.model_dump(exclude_none=True),
     }
+    told = record.model_dump(mode="json", exclude_none=True)
+    result |= {name: told[name] for name in ("checks", "coach", "takes", "retimed") if told.get(name)}
     result |= {name: str(path) for name, path in (("poster", job.poster), ("sheet", job.sheet)) if path}
     if options.as_json:
         print(json.dumps(result))
         return
     print(f"{clip.path}  seed {record.spec.seed}  {seconds:.1f} s")
+    if not options.quiet:
+        for name, text in measured(record).items():
+            say(f"{name}: {text}")
     for path in (job.poster, job.sheet):
         if path is not None:
             print(path)

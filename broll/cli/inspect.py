@@ -15,8 +15,9 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Show the prompt, seed and settings that a clip was made with."""
+    from broll.cli.coaching import measured
+    from broll.clips import read_record
     from broll.media.video_file import probe
-    from broll.wiring import read_record
 
     record, info = read_record(file), probe(file)
     if as_json:
@@ -36,6 +37,7 @@ def inspect(
     rows["resumed"] = (
         "elsewhere: under other conditions than it was begun" if record.resumed_elsewhere else ""
     )
+    rows |= measured(record)
     for name, value in rows.items():
         if value:
             print(f"{name:<16} {one_line(value)}")

@@ -77,9 +77,12 @@ def request(options: "Options") -> dict[str, Any]:
     given |= size_of(options.size)
     given |= {"model": options.model} if options.model is not None else {}
     given |= {"frames": options.frames} if options.frames is not None else {}
+    how = {"coach": "off" if options.no_coach else "fix" if options.fix else None}
+    how |= {"preset": options.preset, "style": options.style}
     if "prompt" not in given:
         raise BadPrompt('there is no prompt: broll generate "what the clip shows and how the camera moves"')
     parse(**{"model": "best"} | given)
+    given |= {name: value for name, value in how.items() if value is not None}
     if options.seconds is not None:
         if not 0 < options.seconds <= 600:
             raise BadOption(f"--seconds is {options.seconds}; it must be above 0 and at most 600")
@@ -88,15 +91,17 @@ def request(options: "Options") -> dict[str, Any]:
     pictures |= {
         name: path for name in ("image", "last_image") if (path := getattr(options, name)) is not None
     }
+    if options.like is not None and options.prompt is None:
+        given["coach"] = "off"
     return given | pictures
 
 
 def liked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields and the pictures of a clip to repeat."""
-    from broll import wiring
+    from broll import clips, wiring
     from broll.settings import Settings
 
-    spec = wiring.read_record(path).spec
+    spec = clips.read_record(path).spec
     pictures = {
         name: wiring.kept_picture(Settings(), artifact).png
         for name in ("image", "last_image")

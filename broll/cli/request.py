@@ -11,10 +11,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, wiring
+from broll import catalog, clips, coaching, takes, wiring
 from broll.cli.output import say
 from broll.engine.config import FPS, ModelConfig, Task
 from broll.errors import BadOption, BadPrompt, OutputError
+from broll.prompts.report import Report
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
 
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 PLAIN = {
     "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
     "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
+    "motion": "motion", "takes": "takes", "pick": "pick",
 }  # fmt: skip
+
+
+RETAKES = 3  # for a strength of motion that was asked for, unless --takes says otherwise
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,13 @@ class Options:
     last_image: Path | None = None
     grid: str | None = None
     preprocessing: str | None = None
+    motion: str | None = None
+    takes: int | None = None
+    pick: str | None = None
+    no_coach: bool = False
+    fix: bool = False
+    preset: str | None = None
+    style: str | None = None
     out: Path | None = None
     format: str | None = None
     force: bool = False
@@ -60,7 +72,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that `wiring.make_clip` needs but the weights."""
+    """Everything that `takes.make` needs but the weights."""
 
     model: catalog.Installed
     config: ModelConfig
@@ -70,6 +82,7 @@ class Job:
     format: str
     poster: Path | None
     sheet: Path | None
+    coach: Report | None = None
     resume: "tuple[Path, Snapshot] | None" = None
 
 
@@ -86,17 +99,19 @@ def check_together(options: Options) -> None:
         raise BadOption("--seconds and --frames say the same thing: give one of them")
     if options.last_image and not options.image:
         raise BadOption("--last-image needs a first picture: give --image too")
+    if options.no_coach and (options.fix or options.preset or options.style):
+        raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
     free = {"resume", "model", "out", "format", "force", "poster", "sheet", "as_json", "quiet"}
     for field in fields(options):
-        if field.name not in free and getattr(options, field.name) is not None:
+        if field.name not in free and getattr(options, field.name) not in (None, False):
             name = "the prompt" if field.name == "prompt" else "--" + field.name.replace("_", "-")
             raise BadOption(f"--resume goes on with the clip that was begun; {name} cannot be changed now")
 
 
 def fresh(options: Options, settings: Settings) -> Job:
-    liked = wiring.read_record(options.like) if options.like else None
+    liked = clips.read_record(options.like) if options.like else None
     given: dict[str, Any] = liked.spec.model_dump() if liked else {}
     given |= {
         field: getattr(options, name) for name, field in PLAIN.items() if getattr(options, name) is not None
@@ -111,7 +126,14 @@ def fresh(options: Options, settings: Settings) -> Job:
     given |= {field: picture.artifact for field, picture in pictures.items()}
     model = catalog.find(settings, name) if name is not None else catalog.best(settings, task_of(pictures))
     spec = parse(**given | {"model": model.name})
-    job = complete(options, settings, model, spec, tuple(pictures.values()))
+    config = wiring.describe(model)
+    if spec.motion and spec.takes is None and not liked:
+        spec = spec.model_copy(update={"takes": RETAKES})
+    repeated = liked is not None and options.prompt is None
+    spec, report = coached(options, spec, config, "off" if repeated else mode(options))
+    takes.check(spec)
+    job = complete(options, settings, model, config, spec, tuple(pictures.values()))
+    job = replace(job, coach=liked.coach if liked is not None and repeated else report)
     if liked:
         warn_of_other_weights(liked, job)
     return job
@@ -120,12 +142,13 @@ def fresh(options: Options, settings: Settings) -> Job:
 def continued(options: Options, settings: Settings) -> Job:
     assert options.resume
     snapshot = wiring.read_snapshot(options.resume)
-    spec = snapshot.spec
+    spec = takes.begun(snapshot).wish
     model = replace(catalog.find(settings, options.model or spec.model), name=spec.model)
-    wiring.check_snapshot(options.resume, snapshot, wiring.describe(model))
+    config = wiring.describe(model)
+    wiring.check_snapshot(options.resume, snapshot, config)
     artifacts = [artifact for artifact in (spec.image, spec.last_image) if artifact]
     pictures = tuple(wiring.kept_picture(settings, artifact) for artifact in artifacts)
-    job = complete(options, settings, model, spec, pictures)
+    job = complete(options, settings, model, config, spec, pictures)
     return replace(job, resume=(options.resume, snapshot))
 
 
@@ -133,6 +156,7 @@ def complete(
     options: Options,
     settings: Settings,
     model: catalog.Installed,
+    config: ModelConfig,
     spec: VideoSpec,
     pictures: tuple[wiring.Picture, ...],
 ) -> Job:
@@ -140,7 +164,6 @@ def complete(
     from broll.engine import pipeline
 
     wiring.use_threads(settings)
-    config = wiring.describe(model)
     spec = pipeline.resolve(spec, config, picture=pictures[0].image if pictures else None)
     out = place(options, spec)
     form = check_place(out, options)
@@ -155,6 +178,20 @@ def complete(
         poster if options.poster else None,
         sheet if options.sheet else None,
     )
+
+
+def mode(options: Options) -> coaching.Mode:
+    """A preset or a style is something to change the prompt for."""
+    if options.no_coach:
+        return "off"
+    return "fix" if options.fix or options.preset or options.style else "check"
+
+
+def coached(
+    options: Options, spec: VideoSpec, config: ModelConfig, how: coaching.Mode
+) -> tuple[VideoSpec, Report | None]:
+    known = coaching.context(config, spec, use=options.preset, style=options.style)
+    return coaching.coached(spec, known, how)
 
 
 def task_of(pictures: dict[str, wiring.Picture]) -> Task:
@@ -175,7 +212,7 @@ def pictures_of(options: Options, liked: VideoSpec | None, settings: Settings) -
     return found
 
 
-def warn_of_other_weights(liked: wiring.Record, job: Job) -> None:
+def warn_of_other_weights(liked: clips.Record, job: Job) -> None:
     if liked.weights and liked.weights != dict(wiring.digests(job.model.folder)):
         say(f"warning: that clip was made with other weights than the {job.model.name} here; it will differ")
 

@@ -30,6 +30,7 @@ class Snapshot:
     spec: VideoSpec  # resolved
     step: Step
     conditions: Conditions
+    memo: str = ""  # whatever the caller wants to find again
 
 
 def conditions(parts: Parts) -> Conditions:
@@ -66,6 +67,7 @@ def save(path: Path, snapshot: Snapshot) -> None:
         "index": str(step.index),
         "sigma": float(step.sigma).hex(),
         "conditions": json.dumps(snapshot.conditions),
+        "memo": snapshot.memo,
     }
     part = path.with_name(path.name + ".part")
     try:
@@ -91,7 +93,7 @@ def load(path: Path) -> Snapshot:
             history=tuple(tensors[f"history.{i}"] for i in range(count)),
         )
         spec = VideoSpec.model_validate_json(header["spec"])
-        return Snapshot(spec, step, json.loads(header["conditions"]))
+        return Snapshot(spec, step, json.loads(header["conditions"]), header.get("memo", ""))
     except FileNotFoundError:
         raise BadSnapshot(f"there is no snapshot at {path}") from None
     except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:

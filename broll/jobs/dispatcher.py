@@ -353,7 +353,7 @@ class Writer:
 
     def _keep(self, event: Snapshot) -> None:
         """The new one is kept and named before the old one is forgotten."""
-        path = f"{self._folder}/{event.step:04d}.snapshot"
+        path = f"{self._folder}/{event.step:04d}-{event.sha256[:8]}.snapshot"  # each take has its steps
         self._d.artifacts.put(path, event.data)
         facts = {"path": path, "sha256": event.sha256, "step": event.step}
         self._d.leases.write(self._token, snapshot=json.dumps(facts), percent=self._percent)
@@ -371,8 +371,12 @@ class Writer:
             self._d.artifacts.put(path, data, content_type=kind)
             digest = hashlib.sha256(data).hexdigest()
             files[variant] = {"path": path, "bytes": len(data), "sha256": digest, "type": kind}
+        result = told(event.record)
+        share = len(result["takes"] or [0]) / (self._job.spec.get("takes") or 1)
         self._d.patiently(
-            lambda: self._d.leases.complete(self._token, files, resumed_elsewhere=event.resumed_elsewhere)
+            lambda: self._d.leases.complete(
+                self._token, files, resumed_elsewhere=event.resumed_elsewhere, result=result, share=share
+            )
         )
         with suppress(BrollError, DBAPIError):
             self._remember(event)
@@ -387,6 +391,13 @@ class Writer:
             forwards = event.steps * (1 if spec["guidance"] == 1 else 2)
             shape = f"{spec['width']}x{spec['height']}x{spec['frames']}"
             self._d.leases.remember(self._job, shape, event.denoise_s / forwards, event.decode_s)
+
+
+def told(record: str) -> dict[str, Any]:
+    """What the clip's record says of the clip, and not of the request."""
+    found = json.loads(record)
+    result = {name: found.get(name, default) for name, default in (("checks", None), ("takes", []))}
+    return result | {"retimed": found.get("retimed", 1.0), "seed": found["spec"]["seed"]}
 
 
 def picture_path(tenant: str, sha256: str) -> str:

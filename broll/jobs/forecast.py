@@ -25,7 +25,7 @@ def clip_s(c: Connection, model: str, spec: dict[str, Any]) -> float | None:
     best = min(rows, key=lambda row: (row.shape != shape, abs(pixels(row.shape) - size)))
     scale = size / pixels(best.shape)
     forwards = spec["steps"] * (1 if spec["guidance"] == 1 else 2)
-    return float((best.forward_s * forwards + best.decode_s) * scale)
+    return float((best.forward_s * forwards + best.decode_s) * scale * (spec.get("takes") or 1))
 
 
 def pixels(shape: str) -> int:

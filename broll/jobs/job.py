@@ -9,7 +9,7 @@ from broll.jobs.states import TERMINAL, State
 
 PRIORITIES = {"low": 0, "normal": 1, "high": 2}
 LEVELS = {level: name for name, level in PRIORITIES.items()}
-JSON = ("spec", "asked", "files", "snapshot")
+JSON = ("spec", "asked", "files", "result", "snapshot")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Job:
     error_code: str | None
     error: str | None
     files: dict[str, dict[str, Any]] | None
+    result: dict[str, Any] | None  # what was measured in the clip
     preview: str | None
     snapshot: dict[str, Any] | None
     resumed_elsewhere: bool

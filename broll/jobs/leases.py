@@ -9,6 +9,7 @@ running share, then age.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -185,14 +186,22 @@ class Leases:
         if c.execute(sa.update(jobs).where(*ours).values(**values)).rowcount == 0:
             raise LeaseLost
 
-    def complete(self, token: str, files: Mapping[str, Any], *, resumed_elsewhere: bool) -> Job:
-        """The clip is there: published, billed and told in one transaction, once."""
+    def complete(
+        self, token: str, files: Mapping[str, Any], *, resumed_elsewhere: bool,
+        result: Mapping[str, Any] | None = None, share: float = 1.0,
+    ) -> Job:  # fmt: skip
+        """The clip is there: published, billed and told in one transaction, once.
+
+        `share`: of what was held, if less was done than could have been.
+        """
         with self.database.write() as c:
             job = _leased(c, token, lock=True)
             values: dict[str, Any] = {"files": json.dumps(files), "resumed_elsewhere": resumed_elsewhere}
+            values["result"] = None if result is None else json.dumps(result)
+            charge = math.ceil(round(job.credits * share, 6))
             _ended(c, job, "completed")
             return finish(
-                c, self.policy, job, State.COMPLETED, charge=job.credits, **values, percent=100.0, snapshot=None
+                c, self.policy, job, State.COMPLETED, charge=charge, **values, percent=100.0, snapshot=None
             )  # fmt: skip
 
     def fail(self, token: str, code: str, message: str) -> Job:

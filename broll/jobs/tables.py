@@ -88,6 +88,7 @@ jobs = sa.Table(
     sa.Column("error_code", word()),
     sa.Column("error", sa.Text),
     sa.Column("files", sa.Text),  # variant -> path, bytes, sha256, type
+    sa.Column("result", sa.Text),  # seed, checks, takes, retimed: what the clip's own record says of it
     sa.Column("preview", sa.Text),
     sa.Column("snapshot", sa.Text),  # path, sha256, step
     sa.Column("resumed_elsewhere", sa.Boolean, nullable=False, default=False),

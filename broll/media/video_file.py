@@ -7,6 +7,8 @@ sibling, and a clean exit moves it into place. What made the clip travels inside
                 https://www.itu.int/rec/R-REC-BT.709
     gif         one palette for the whole clip, so the clip is held in memory until the end
 
+Last comes the label (labels.py), since it may tell what was measured in the finished pictures.
+
 Reading looks at the content, never the name, and opens only these three containers: FFmpeg would also follow
 a playlist to wherever it points.
 
@@ -17,7 +19,7 @@ import errno
 import io
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image
 
 from broll.errors import BadOption, OutputError
+from broll.media.labels import check_text, label
 
 Frames = NDArray[np.uint8]  # [f, h, w, 3] RGB, or [h, w, 3] for one
 
@@ -46,7 +49,6 @@ CODEC_OPTIONS = {
     "mp4": {"crf": "18"},
     "webm": {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
 }
-CONTAINER_OPTIONS = {"mp4": {"movflags": "+faststart"}, "webm": {}}
 
 SIGNATURES = {"mov": (4, b"ftyp"), "matroska": (0, b"\x1a\x45\xdf\xa3"), "gif": (0, b"GIF8")}
 
@@ -118,15 +120,10 @@ class YuvFile:
         height: int,
         fps: int,
         container: str,
-        metadata: str,
     ) -> None:
         self._next = 0
         self._fps = fps
-        self._container = av.open(
-            str(part), "w", format=container, container_options=CONTAINER_OPTIONS[container]
-        )
-        if metadata:
-            self._container.metadata["comment"] = metadata
+        self._container = av.open(str(part), "w", format=container)
         stream = self._container.add_stream(
             CODECS[container], rate=fps, options=dict(CODEC_OPTIONS[container])
         )
@@ -153,21 +150,6 @@ class YuvFile:
             self._container.close()
 
 
-def gif_comment(text: str) -> bytes:
-    data = text.encode()
-    blocks = [data[i : i + 255] for i in range(0, len(data), 255)]
-    return (
-        b"\x21\xfe" + b"".join(bytes([len(block)]) + block for block in blocks) + b"\x00" if blocks else b""
-    )
-
-
-def gif_head_size(data: bytes) -> int:
-    """Header, screen, global palette and the loop extension, which browsers want before anything else."""
-    flags = data[10]
-    size = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-    return size + 19 if data[size : size + 2] == b"\x21\xff" else size
-
-
 class GifFile:
     """The frames wait in the filter graph, because the palette is known only after the last one."""
 
@@ -179,9 +161,8 @@ class GifFile:
         height: int,
         fps: int,
         container: str,
-        metadata: str,
     ) -> None:
-        self._part, self._metadata = part, metadata
+        self._part = part
         self._next = 0
         self._delay = max(2, round(100 / fps))  # centiseconds; browsers slow down anything below 2
         self._memory = io.BytesIO()
@@ -221,9 +202,7 @@ class GifFile:
                 self._encode(self._sink.pull())
         self._encode(None)
         self._container.close()
-        data = self._memory.getvalue()
-        head = gif_head_size(data)
-        self._part.write_bytes(data[:head] + gif_comment(self._metadata) + data[head:])
+        self._part.write_bytes(self._memory.getvalue())
 
     def abandon(self) -> None:
         with suppress(*FAILURES):
@@ -237,7 +216,8 @@ class VideoWriter:
         for frames in chunks:
             video.write(frames)
 
-    mp4 and webm stream: memory does not grow with the clip. A gif is held in memory until the end.
+    mp4 and webm stream: memory does not grow with the clip. A gif is held in memory until the end. What the file
+    says about itself may depend on what is in it: `metadata` is then a function of the file without it.
     """
 
     def __init__(
@@ -248,7 +228,7 @@ class VideoWriter:
         height: int,
         fps: int,
         format: str,
-        metadata: str = "",
+        metadata: str | Callable[[Path], str] = "",
     ) -> None:
         if format not in FORMATS:
             raise BadOption(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
@@ -256,16 +236,17 @@ class VideoWriter:
             raise OutputError(f"a video of {width}x{height} cannot be written; both sides must be even")
         if fps < 1:
             raise OutputError(f"fps is {fps}; it must be at least 1")
-        if "\0" in metadata or metadata.encode(errors="ignore").decode() != metadata:
-            raise OutputError("the metadata is not plain text: it has a NUL or half a character in it")
+        if isinstance(metadata, str):
+            check_text(metadata)
         check_codec(format)
+        self._metadata = metadata
         self._path = path
         self._target = target_of(path)
         self._part = part_of(self._target)
         self._size = (height, width, 3)
         self._kind = GifFile if format == "gif" else YuvFile
         self._options: dict[str, Any] = {
-            "width": width, "height": height, "fps": fps, "container": format, "metadata": metadata
+            "width": width, "height": height, "fps": fps, "container": format
         }  # fmt: skip
         self._file: YuvFile | GifFile | None = None
         self._written = 0
@@ -309,6 +290,8 @@ class VideoWriter:
         if not self._written:
             raise OutputError(f"no frames came, so {self._path} was not written")
         self._file.finish()
+        text = self._metadata if isinstance(self._metadata, str) else self._metadata(self._part)
+        label(self._part, self._options["container"], text)
         self._part.replace(self._target)
 
     def _discard(self) -> None:

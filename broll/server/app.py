@@ -11,6 +11,7 @@ from broll.server import (
     job_routes,
     openai_routes,
     problems,
+    prompt_routes,
     webhook_routes,
 )
 from broll.server.deps import Service, ServiceDep, authenticated
@@ -33,7 +34,7 @@ def build(service: Service) -> FastAPI:
     app.state.metrics = Metrics(service.database)
     app.state.readiness = Readiness(service.probe)
     problems.install(app)
-    for part in (job_routes, content_routes, account_routes, webhook_routes, openai_routes):
+    for part in (job_routes, content_routes, account_routes, webhook_routes, prompt_routes, openai_routes):
         app.include_router(part.router)
     _health(app)
     app.add_middleware(Envelope, max_body=service.settings.max_body_mb * 10**6, metrics=app.state.metrics)

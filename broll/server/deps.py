@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import limits
 import sqlalchemy as sa
@@ -17,6 +17,8 @@ from broll.jobs.artifacts import Artifacts
 from broll.jobs.database import Database
 from broll.jobs.keys import Caller
 from broll.jobs.store import Store
+from broll.prompts.findings import Context
+from broll.prompts.report import Report
 from broll.server.guard import Guard
 from broll.server.intake import Cleaned, clean_picture
 from broll.server.signing import Signer
@@ -50,6 +52,16 @@ class Plan:
     spec: VideoSpec
     memory_mb: int
     notes: tuple[str, ...] = ()
+    coach: Report | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the coach is to do with a prompt."""
+
+    mode: Literal["off", "check", "fix"] = "check"
+    preset: str | None = None
+    style: str | None = None
 
 
 class Models(Protocol):
@@ -57,8 +69,11 @@ class Models(Protocol):
 
     def cards(self) -> list[Card]: ...
 
-    def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Plan:
+    def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes], wish: Wish) -> Plan:
         """Resolve a request: `fields` of VideoSpec (and `seconds`), pictures as PNG by sha256."""
+
+    def context(self, fields: Mapping[str, Any], wish: Wish) -> Context:
+        """What the coach knows of a clip that is only thought of; `fields` as in `plan`."""
 
 
 @dataclass

@@ -132,10 +132,13 @@ def again(service: Service, caller: Caller, old: Job, **fields: Any) -> submit.O
         if given is not None:
             files[name] = service.artifacts.get(picture_path(caller.tenant_id, given["sha256"]))
     spec.pop("schema_version", None)
-    asked = Generate.model_validate(
-        {**spec, "priority": LEVELS[old.priority], "webhook_url": old.webhook_url} | fields.pop("changes", {})
-    )
-    return submit.Order(asked, files, {k: v for k, v in old.asked.items() if k != "notes"}, **fields)
+    changes, told = fields.pop("changes", {}), {k: v for k, v in old.asked.items() if k != "notes"}
+    if "prompt" not in changes:
+        changes = {"coach": "off"} | changes  # it was coached when it was first asked for
+    elif old.asked.get("built_negative"):
+        del spec["negative_prompt"]  # it was made for the other prompt
+    common = {"priority": LEVELS[old.priority], "webhook_url": old.webhook_url}
+    return submit.Order(Generate.model_validate(spec | common | changes), files, told, **fields)
 
 
 @router.delete("/v1/jobs/{job_id}", status_code=204, responses=documented(401, 403, 404, 409, 422, 429, 503))

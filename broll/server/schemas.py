@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from broll.errors import BadOption
+from broll.prompts.report import CameraOut, Report
+from broll.spec import MAX_TAKES, Pick, Title
 
 Word = Annotated[str, Field(max_length=200)]
 
@@ -62,6 +64,19 @@ class Generate(Strict):
     grid: Literal["official", "diffusers"] | None = None
     preprocessing: Literal["official", "diffusers"] | None = None
     seed: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
+    titles: Annotated[list[Title], Field(max_length=20)] = []
+    motion: Literal["low", "medium", "high"] | None = None
+    takes: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_TAKES, description="so many seeds, each at the price of a clip; the best is kept"),
+    ] = None
+    pick: Annotated[Pick | None, Field(description="by what the best take is chosen")] = None
+    coach: Annotated[
+        Literal["off", "check", "fix"] | None,
+        Field(description="fix rewrites the prompt; check is the default"),
+    ] = None
+    preset: Annotated[Word | None, Field(description="a use to rewrite for, such as ambient-loop")] = None
+    style: Annotated[Word | None, Field(description="a style to rewrite in, such as cinematic")] = None
     image: Annotated[str | None, Field(description="an upload's id, or a data URI")] = None
     image_url: Annotated[str | None, Field(max_length=4000)] = None
     last_image: str | None = None
@@ -79,6 +94,47 @@ class Generate(Strict):
             if getattr(self, name) is not None and getattr(self, f"{name}_url") is not None:
                 raise BadOption(f"give {name} or {name}_url")
         return self
+
+
+class AskedPrompt(Strict):
+    """A prompt to be looked at, and the clip that it is for."""
+
+    prompt: str
+    model: Word | None = None
+    duration: Annotated[float | None, Field(gt=0, le=600, description="seconds")] = None
+    seconds: Annotated[float | None, Field(gt=0, le=600, description="the same as duration")] = None
+    size: Annotated[str | None, Field(pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT")] = None
+    guidance: Annotated[float | None, Field(ge=1, le=50)] = None
+    negative_prompt: Annotated[str | None, Field(max_length=10_000)] = None
+    preset: Word | None = None
+    style: Word | None = None
+    offsets: Annotated[
+        Literal["codepoints", "utf16"],
+        Field(description="what start and end count; browsers count UTF-16 units"),
+    ] = "codepoints"
+
+
+class AskedRewrite(AskedPrompt):
+    without: Annotated[list[Word], Field(max_length=100, description="ids of additions to leave out")] = []
+
+
+class Step(BaseModel):
+    """All but the inserts make what was given, all but the deletes the new prompt."""
+
+    op: Literal["equal", "insert", "delete"]
+    text: str
+
+
+class Rewritten(Report):
+    diff: list[Step]
+
+
+class CameraMeasured(BaseModel):
+    """Asked beside measured; as_asked is null where no single move was asked for."""
+
+    asked: CameraOut | None
+    measured: str
+    as_asked: bool | None
 
 
 class ErrorObject(BaseModel):
@@ -126,6 +182,13 @@ class JobOut(BaseModel):
     completed_at: str | None
     expires_at: str | None
     notes: list[str]
+    coach: Annotated[Report | None, Field(description="what was said of the prompt, and changed in it")]
+    camera: CameraMeasured | None
+    checks: Annotated[
+        dict[str, Any] | None, Field(description="what the clip shows, measured: docs/checks.md")
+    ]
+    takes: Annotated[list[dict[str, Any]], Field(description="of several, each with what was measured")]
+    retimed: Annotated[float, Field(description="how many times slower it plays than it was made")]
     spec: dict[str, Any]
     urls: dict[str, str]
 

@@ -22,7 +22,7 @@ from broll.jobs.dispatcher import picture_path
 from broll.jobs.job import PRIORITIES, Job, NewJob
 from broll.jobs.keys import Caller
 from broll.jobs.tables import uploads
-from broll.server.deps import Plan, Service
+from broll.server.deps import Plan, Service, Wish
 from broll.server.intake import Cleaned
 from broll.server.schemas import Generate
 from broll.settings import Settings
@@ -30,7 +30,7 @@ from broll.settings import Settings
 REFERENCE = 1280 * 720  # pixels of the clip whose price the settings name
 SPEC_FIELDS = (
     "prompt", "frames", "width", "height", "model", "negative_prompt", "fps", "steps", "guidance", "shift",
-    "sampler", "grid", "preprocessing", "seed",
+    "sampler", "grid", "preprocessing", "seed", "motion", "takes", "pick", "titles",
 )  # fmt: skip
 
 
@@ -67,7 +67,9 @@ def plan(service: Service, caller: Caller, order: Order) -> tuple[Plan, dict[str
             fields[name] = {"id": digest[:16], "sha256": digest}
     given = {key: value for key, value in fields.items() if value is not None}
     pngs = {digest: cleaned.png for digest, cleaned in pictures.items()}
-    return service.models.plan(given | {"seconds": seconds}, pngs), pictures
+    changes = asked.preset is not None or asked.style is not None
+    wish = Wish(asked.coach or ("fix" if changes else "check"), asked.preset, asked.style)
+    return service.models.plan(given | {"seconds": seconds}, pngs, wish), pictures
 
 
 def picture(service: Service, caller: Caller, order: Order, name: str) -> Cleaned | None:
@@ -147,11 +149,15 @@ def _submit(service: Service, caller: Caller, order: Order, key: tuple[str, str]
     assert spec.height
     assert spec.frames
     assert spec.fps
-    cost = price(service.settings, spec.width, spec.height, spec.frames, spec.fps)
+    cost = (spec.takes or 1) * price(service.settings, spec.width, spec.height, spec.frames, spec.fps)
+    told = dict(order.dialect) | {"notes": list(made.notes)}
+    if made.coach is not None:
+        told |= {"coach": made.coach.model_dump(mode="json", exclude_none=True)}
+        told |= {"built_negative": order.asked.negative_prompt is None}
     new = NewJob(
         tenant_id=caller.tenant_id, key_id=caller.key_id, spec=spec.model_dump_json(exclude_none=True),
         model=spec.model, memory_mb=made.memory_mb, credits=0 if caller.unmetered else cost,
-        priority=PRIORITIES[order.asked.priority], asked=dict(order.dialect) | {"notes": list(made.notes)},
+        priority=PRIORITIES[order.asked.priority], asked=told,
         webhook_url=order.asked.webhook_url, retry_of=order.retry_of, remix_of=order.remix_of,
     )  # fmt: skip
     job = service.store.submit(new, key=key)
@@ -179,7 +185,7 @@ def estimate(service: Service, caller: Caller, order: Order) -> dict[str, Any]:
     assert spec.frames
     assert spec.fps
     return {
-        "credits": price(service.settings, spec.width, spec.height, spec.frames, spec.fps),
+        "credits": (spec.takes or 1) * price(service.settings, spec.width, spec.height, spec.frames, spec.fps),
         "seconds_s": took, "memory_mb": made.memory_mb, "model": spec.model,
         "size": f"{spec.width}x{spec.height}", "frames": spec.frames,
         "seconds": round(spec.frames / spec.fps, 3), "notes": list(made.notes),

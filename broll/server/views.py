@@ -46,6 +46,14 @@ def output_url(service: Service, base: str, job: Job, now: float, variant: str =
     return f"{base}{path}&{service.signer.sign(path, now=now, life_s=service.settings.url_s)}"
 
 
+def camera(coach: dict[str, Any], result: dict[str, Any]) -> dict[str, Any] | None:
+    """Asked beside measured, once there is a clip."""
+    if not result.get("checks"):
+        return None
+    asked, measured = coach.get("camera"), result["checks"]["camera"]["move"]
+    return {"asked": asked, "measured": measured, "as_asked": measured in asked["accepts"] if asked else None}
+
+
 def shown(service: Service, request: Request, job: Job) -> dict[str, Any]:
     ahead = service.store.ahead(job) if job.state is State.QUEUED else None
     with service.database.read() as c:
@@ -61,7 +69,7 @@ def shown(service: Service, request: Request, job: Job) -> dict[str, Any]:
             }
     else:
         urls |= {"cancel": f"{own}/cancel", "preview": f"{base}{content_path(job.id, 'preview')}"}
-    spec = job.spec
+    spec, result = job.spec, job.result or {}
     return {
         "job_id": job.id,
         "status": STATUS[job.state],
@@ -72,7 +80,7 @@ def shown(service: Service, request: Request, job: Job) -> dict[str, Any]:
         "size": f"{spec['width']}x{spec['height']}",
         "seconds": round(spec["frames"] / spec["fps"], 3),
         "frames": spec["frames"],
-        "seed": spec["seed"],
+        "seed": result.get("seed", spec["seed"]),
         "credits": job.credits if job.charged is None else job.charged,
         "queue_position": None if ahead is None else ahead + 1,
         "eta_s": None if eta_s is None else round(eta_s, 1),
@@ -89,6 +97,11 @@ def shown(service: Service, request: Request, job: Job) -> dict[str, Any]:
         "completed_at": iso(job.finished_at),
         "expires_at": iso(job.expires_at),
         "notes": job.asked.get("notes", []),
+        "coach": job.asked.get("coach"),
+        "camera": camera(job.asked.get("coach") or {}, result),
+        "checks": result.get("checks"),
+        "takes": result.get("takes", []),
+        "retimed": result.get("retimed", 1.0),
         "spec": spec,
         "urls": urls,
     }

@@ -122,7 +122,7 @@ def test_the_second_forecast_is_from_what_was_seen(broll):
 
 def begin(out):
     """A snapshot after the first step, as Ctrl-C leaves it: `wiring` without the command line."""
-    from broll import catalog, wiring
+    from broll import catalog, clips, wiring
     from broll.engine import pipeline
     from broll.settings import Settings
     from broll.spec import parse
@@ -133,7 +133,7 @@ def begin(out):
     config = wiring.describe(model)
     spec = pipeline.resolve(parse(model="tiny", prompt="a lake", seed=3), config)
     parts = wiring.load(model, config)
-    events = wiring.make_clip(spec, parts, out, format="webm")
+    events = clips.make_clip(spec, parts, out, format="webm")
     step = next(events)
     events.close()
     wiring.save_snapshot(out.with_name(out.name + ".snapshot"), spec, parts, step)

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from safetensors.torch import save_file
 
-from broll import catalog, wiring
+from broll import catalog, clips, wiring
 from broll.engine import pipeline, weights
 from broll.engine.transformer import Transformer
 from broll.events import Clip, Work
@@ -166,7 +166,7 @@ class Site:
             assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
         path = self.crew.folder / "delivered.mp4"
         path.write_bytes(self.artifacts.get(job.files["video"]["path"]))
-        return wiring.read_record(path).latents_sha256
+        return clips.read_record(path).latents_sha256
 
     def check_completed_once(self, job_id: str) -> Job:
         """Completed, billed, told and delivered once, with the bits of an undisturbed run."""

@@ -1,8 +1,13 @@
 """The same code by configuration alone: several API processes, PostgreSQL, S3, devices elsewhere; then Ray."""
 
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
 import httpx
 import pytest
 
+from broll.jobs.artifacts import Artifacts
 from broll.jobs.states import State
 from tests.faults.processes import KEY, until
 from tests.faults.site import LONG, SHORT, site
@@ -15,6 +20,23 @@ def on_postgresql(postgresql_url, fault_models, tmp_path):
     with site("postgresql", postgresql_url, fault_models, tmp_path) as made:
         yield made
         made.check_ledger()
+
+
+@dataclass
+class Bucket:
+    server: Any
+    settings: dict[str, str]
+
+    @contextmanager
+    def away(self):
+        """Nobody listens at the endpoint; what was stored is kept."""
+        address, port = self.server.get_host_and_port()
+        self.server.stop()
+        try:
+            yield
+        finally:
+            self.server = type(self.server)(ip_address=address, port=port, verbose=False)
+            self.server.start()
 
 
 @pytest.fixture
@@ -33,8 +55,9 @@ def bucket(monkeypatch):
         aws_access_key_id="key",
         aws_secret_access_key="secret",
     ).create_bucket(Bucket="clips")
-    yield {"artifacts": "s3://clips/broll", "artifacts_endpoint": endpoint}
-    server.stop()
+    made = Bucket(server, {"artifacts": "s3://clips/broll", "artifacts_endpoint": endpoint})
+    yield made
+    made.server.stop()
 
 
 def client(serve):
@@ -45,9 +68,9 @@ def client(serve):
 
 def test_two_api_processes_two_dispatchers_postgresql_and_s3_are_one_service(on_postgresql, bucket):
     crew = on_postgresql.crew
-    apis = [crew.start("api", **bucket) for _ in range(2)]
+    apis = [crew.start("api", **bucket.settings) for _ in range(2)]
     for _ in range(2):
-        crew.start("dispatcher", **bucket)
+        crew.start("dispatcher", **bucket.settings)
     with client(apis[0]) as one, client(apis[1]) as other:
         headers = {"Idempotency-Key": "k"}
         ask = {"prompt": "a lake", "seed": 1, **SHORT}
@@ -71,6 +94,22 @@ def test_two_api_processes_two_dispatchers_postgresql_and_s3_are_one_service(on_
     devices = {on_postgresql.job(each).device for each in (job, *more)}
     assert all(on_postgresql.job(each).attempt == 1 for each in more)
     assert 1 <= len(devices) <= 2
+
+
+def test_the_bucket_gone_in_the_middle_of_a_job_and_back(on_postgresql, bucket):
+    site = on_postgresql
+    endpoint = {"endpoint": bucket.settings["artifacts_endpoint"], "allow_http": "true"}
+    site.artifacts = Artifacts.open(bucket.settings["artifacts"], options=endpoint)
+    serve = site.crew.start("dispatcher", **bucket.settings)
+    job_id = site.submit(**LONG)
+    site.catch(job_id, "denoise")
+    with bucket.away():
+        until(lambda: site.job(job_id).failures >= 1, "a failed attempt")
+        assert not site.job(job_id).done
+    site.finished(job_id)
+    assert set(site.outcomes(job_id)[:-1]) == {"storage_error"}
+    site.check_completed_once(job_id)
+    assert serve.alive
 
 
 def test_a_node_of_a_ray_cluster_dies_and_its_job_ends_elsewhere_from_the_snapshot(

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from broll import catalog, wiring
+from broll import catalog, clips, wiring
 from broll.engine import pipeline
 from broll.events import Clip, Failed, Loaded, Progress, Snapshot, Stage, Stopped, Work, pack, unpack
 from broll.jobs.executor import ExecutorDied
@@ -38,7 +38,7 @@ def work(models, *, snapshot=None, snapshot_s=30.0, **fields):
 
 
 def latents(event):
-    return wiring.Record.model_validate_json(event.record).latents_sha256
+    return clips.Record.model_validate_json(event.record).latents_sha256
 
 
 def test_a_job_tells_its_stages_in_order_and_ends_with_a_clip(executor, models):
@@ -62,6 +62,25 @@ def test_continued_from_a_snapshot_it_has_the_same_bits_and_fewer_steps(executor
         assert sum(isinstance(e, Progress) and e.stage == "denoise" for e in again) == left
         assert latents(again[-1]) == latents(told[-1])
         assert not again[-1].resumed_elsewhere
+
+
+def test_of_several_takes_each_has_its_stages_and_a_snapshot_knows_which_is_next(executor, models):
+    asked = work(models, takes=2, pick="sharp", snapshot_s=0.0)
+    told = list(executor.run(asked))
+    stages = ["encode", "denoise", "decode"]
+    assert [e.name for e in told if isinstance(e, Stage)] == [*stages, *stages, "finish"]
+    percents = [e.percent for e in told if isinstance(e, Progress)]
+    assert percents == sorted(percents)
+    record = clips.Record.model_validate_json(told[-1].record)
+    assert [take.seed for take in record.takes] == [1, 2]
+    snapshots = [e for e in told if isinstance(e, Snapshot)]
+    again = list(executor.run(work(models, takes=2, pick="sharp", snapshot=snapshots[-2].data)))
+    assert sum(isinstance(e, Progress) and e.stage == "denoise" for e in again) in (1, 4)  # 4: the first won
+    assert clips.Record.model_validate_json(again[-1].record) == record.model_copy(
+        update={"seconds": clips.Record.model_validate_json(again[-1].record).seconds}
+    )
+    other = work(models, takes=3, pick="sharp", snapshot=snapshots[-2].data)
+    assert sum(isinstance(e, Progress) and e.stage == "denoise" for e in executor.run(other)) == 9
 
 
 def test_a_damaged_snapshot_starts_the_job_anew(executor, models):

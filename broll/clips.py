@@ -1,0 +1,201 @@
+"""A spec to a finished file that says how it was made.
+
+    make_clip   every step, every group of frames as it is written, then the Clip
+    clip        the same in one call, from words
+
+Imports torch and av only when a clip is made; reading what a file says about itself needs av alone.
+"""
+# ruff: noqa: PLC0415
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from broll import __version__, catalog, wiring
+from broll.errors import BadOption, BrollError
+from broll.media.checks import Checks, measure
+from broll.prompts.report import Report
+from broll.settings import Settings
+from broll.spec import MAX_TAKES, VideoSpec
+
+if TYPE_CHECKING:
+    from broll.engine.load import Parts
+    from broll.engine.pipeline import Frames
+    from broll.engine.sampler import Step
+    from broll.engine.snapshot import Snapshot
+
+
+class Tried(BaseModel):
+    """One take of several, as it was measured."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    seed: Annotated[int, Field(ge=0)]
+    score: float  # by what was to be picked; higher is better
+    camera: Annotated[str, Field(max_length=40)]
+    motion: float
+    sharpness: float
+
+
+class Record(BaseModel):
+    """What a clip's file says about itself. Read back, it is untrusted."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    broll: Annotated[str, Field(max_length=100)]
+    spec: VideoSpec
+    latents_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weights: Annotated[dict[str, str], Field(max_length=1000)] = {}
+    conditions: Annotated[dict[str, str], Field(max_length=100)] = {}
+    resumed_elsewhere: bool = False
+    seconds: Annotated[float, Field(ge=0)] = 0.0  # of encoding and denoising, in the run that finished it
+    checks: Checks | None = None  # what the pictures show, measured
+    retimed: Annotated[float, Field(gt=0, le=100)] = 1.0  # how many times slower it plays than it was made
+    takes: Annotated[tuple[Tried, ...], Field(max_length=MAX_TAKES)] = ()  # this one among them
+    coach: Report | None = None  # what was said of the prompt, and changed in it
+    format: Literal["broll clip 1"] = "broll clip 1"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A finished file."""
+
+    path: Path
+    record: Record
+    stills: "Stills"
+
+
+@dataclass
+class Label:
+    """What a file will say about itself, once its pictures have been measured."""
+
+    record: Record
+
+    def __call__(self, unlabelled: Path) -> str:
+        self.record = self.record.model_copy(update={"checks": measure(unlabelled)})
+        return self.record.model_dump_json(exclude_none=True)
+
+
+def read_record(path: Path) -> Record:
+    from broll.media.video_file import read_metadata
+
+    text = read_metadata(path)
+    try:
+        return Record.model_validate_json(text)
+    except (ValidationError, BrollError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise BadOption(f"{path} was not made by broll, or was changed since: {reason}") from None
+
+
+def make_clip(
+    spec: VideoSpec,
+    parts: "Parts",
+    out: Path,
+    *,
+    format: str,
+    pictures: Sequence[wiring.Picture] = (),
+    resume: "Snapshot | None" = None,
+    coach: Report | None = None,
+) -> "Iterator[Step | Frames | Clip]":
+    """Every step, every group of frames as it is written, then the Clip. Closing it leaves no file behind."""
+    from broll.engine import pipeline, snapshot
+    from broll.engine.sampler import Step
+    from broll.media.video_file import VideoWriter
+
+    begin = time.perf_counter()
+    here = snapshot.conditions(parts)
+    images = {picture.artifact.sha256: picture.image for picture in pictures}
+    last = resume.step if resume else None
+    stills = Stills(spec.frames or 1)
+    with (
+        contextlib.ExitStack() as stack,
+        contextlib.closing(
+            pipeline.generate(spec, parts, images, last)  # type: ignore[type-var]
+        ) as events,
+    ):
+        writer, label = None, None
+        for event in events:
+            if isinstance(event, Step):
+                last = event
+                yield event
+                continue
+            if writer is None:
+                assert last is not None
+                record = Record(
+                    broll=__version__,
+                    spec=spec,
+                    latents_sha256=pipeline.digest(last.x),
+                    weights=dict(parts.digests),
+                    conditions=here,
+                    resumed_elsewhere=resume is not None
+                    and bool(wiring.differences(resume.conditions, here)),
+                    seconds=round(time.perf_counter() - begin, 3),
+                    coach=coach,
+                )
+                label = Label(record)
+                writer = stack.enter_context(VideoWriter(out, **shape(spec), format=format, metadata=label))
+            rgb = to_rgb(event)
+            stills.add(event.first, rgb)
+            writer.write(rgb)
+            yield event
+    assert label is not None
+    yield Clip(out, label.record, stills)
+
+
+def shape(spec: VideoSpec) -> dict[str, int]:
+    """What a file is told before its first frame."""
+    assert spec.width is not None
+    assert spec.height is not None
+    assert spec.fps is not None
+    return {"width": spec.width, "height": spec.height, "fps": spec.fps}
+
+
+def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: Any) -> Clip:
+    """From words to a file in one call; `fields` are those of VideoSpec. Without a model, the best one here."""
+    from broll.engine import pipeline
+    from broll.media.video_file import check_output
+    from broll.spec import parse
+
+    settings, path = Settings(), Path(out)
+    ending = check_output(path)
+    wiring.use_threads(settings)
+    found = catalog.find(settings, model) if model else catalog.best(settings, "t2v")
+    config = wiring.describe(found)
+    spec = pipeline.resolve(parse(model=found.name, prompt=prompt, **fields), config)
+    *_, made = make_clip(spec, wiring.load(found, config), path, format=ending)
+    assert isinstance(made, Clip)
+    return made
+
+
+def to_rgb(event: "Frames") -> Any:
+    """[3, f, h, w] in [-1, 1] to uint8 [f, h, w, 3]."""
+    import torch
+
+    return (
+        ((event.frames + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+    )
+
+
+class Stills:
+    """Eight frames at equal distances, kept for the poster and the contact sheet."""
+
+    def __init__(self, frames: int, count: int = 8) -> None:
+        self.wanted = {round(i * (frames - 1) / (count - 1)) for i in range(count)}
+        self.kept: list[Any] = []
+
+    def add(self, first: int, rgb: Any) -> None:
+        self.kept += [frame.copy() for i, frame in enumerate(rgb, first) if i in self.wanted]
+
+    def write(self, poster: Path | None, sheet: Path | None, title: str) -> None:
+        from broll.media import sheets
+        from broll.media.pictures import to_png
+
+        if poster is not None:
+            wiring.write_whole(poster, to_png(sheets.poster(self.kept)))
+        if sheet is not None:
+            wiring.write_whole(sheet, to_png(sheets.contact_sheet(self.kept, title=title)))

@@ -1,0 +1,141 @@
+"""How points of the picture move: corners followed in short chains.
+
+    look     every frame becomes a small grey picture whose contrast is the same everywhere, so that night, haze and
+             exposure do not matter; softened first, so that grain matters little
+    chain    corners (Shi, Tomasi, CVPR 1994) followed for half a second by pyramidal Lucas-Kanade (Bouguet 2000) and
+             all the way back; a track that does not return to where it began is dropped. Then new corners are
+             found, so that what comes into the picture is seen and no track gets old
+
+Positions are in frame widths from the middle of the picture, x right and y down.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Frame = NDArray[np.uint8]  # [h, w, 3] RGB
+Grey = NDArray[np.uint8]  # [h, w]
+Floats = NDArray[np.float64]
+Points = NDArray[np.float32]  # [n, 1, 2] pixels
+
+WIDTH = 320  # of the pictures that are tracked
+LOWEST = 16  # rows: a strip below it has nothing to follow
+SOFT = 1.8  # pixels, against grain
+AROUND = 41  # pixels: what contrast is measured over
+NOISE = 5.0  # levels: contrast well below it stays low
+SPAN = 0.5  # seconds of a chain
+TILE, IN_TILE = 32, 6  # pixels; corners in a tile
+APART = 9  # pixels
+BLOCK = 9  # pixels that a corner is judged by
+WEAKEST = 2e-5  # OpenCV's units: what grain makes of a flat picture stays below
+WINDOW = (21, 21)
+STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.02)
+RETURN = 0.6  # pixels: how far from its beginning a track may end on its way back
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What `steps` frames from `start` on showed: the way of n corners that could be followed to the end."""
+
+    start: int
+    steps: int
+    track: Floats  # [steps + 1, n, 2]
+
+    @property
+    def at(self) -> Floats:
+        """[n, 2]: half way, so that growing and shrinking are mirror images."""
+        return np.asarray((self.track[0] + self.track[-1]) / 2)
+
+    @property
+    def moved(self) -> Floats:
+        return np.asarray(self.track[-1] - self.track[0])
+
+
+def sized(frame: Frame, width: int) -> Frame:
+    """The frame at this width, by area when it shrinks; a thin strip becomes higher than it is."""
+    height = max(LOWEST, round(frame.shape[0] * width / frame.shape[1]))
+    if frame.shape[:2] == (height, width):
+        return frame
+    how = cv2.INTER_AREA if frame.shape[1] > width else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=how))
+
+
+def look(frame: Frame) -> Grey:
+    """[h, WIDTH]: the detail of a frame, every neighbourhood at the same contrast."""
+    grey = cv2.cvtColor(sized(frame, WIDTH), cv2.COLOR_RGB2GRAY)
+    grey = cv2.GaussianBlur(grey, (0, 0), SOFT).astype(np.float32)
+    detail = grey - cv2.blur(grey, (AROUND, AROUND))
+    contrast = np.sqrt(cv2.blur(detail * detail, (AROUND, AROUND)))
+    return np.asarray(np.clip(128 + 50 * detail / (contrast + NOISE), 0, 255), np.uint8)
+
+
+def corners(picture: Grey) -> Points:
+    """The best few of every tile: weak ones count where there is nothing better, or a subject would win every vote."""
+    strength = cv2.cornerMinEigenVal(picture, BLOCK)
+    peak = (strength == cv2.dilate(strength, np.ones((APART, APART), np.uint8))) & (strength > WEAKEST)
+    y, x = np.nonzero(peak)
+    tile = (y // TILE) * WIDTH + x // TILE
+    order = np.lexsort((-strength[y, x], tile))
+    tile, y, x = tile[order], y[order], x[order]
+    _, begin, count = np.unique(tile, return_index=True, return_counts=True)
+    rank = np.arange(len(tile)) - np.repeat(begin, count)
+    kept = rank < IN_TILE
+    return np.stack([x[kept], y[kept]], axis=1).astype(np.float32)[:, None]
+
+
+def walk(pictures: Sequence[Grey], points: Points) -> tuple[list[Points], NDArray[np.bool_]]:
+    """Where the points are in every picture, and which of them were never lost."""
+    way, kept = [points], np.ones(len(points), bool)
+    for before, after in zip(pictures, pictures[1:], strict=False):
+        moved, found, _ = cv2.calcOpticalFlowPyrLK(
+            before, after, way[-1], None, winSize=WINDOW, maxLevel=3, criteria=STOP
+        )
+        way.append(moved)
+        kept &= found[:, 0] > 0
+    return way, kept
+
+
+def follow(pictures: Sequence[Grey], start: int = 0) -> Chain:
+    """A chain over these pictures, of whatever comes back to where it began."""
+    height, width = pictures[0].shape
+    first = corners(pictures[0])
+    steps = len(pictures) - 1
+    if len(first) == 0:
+        return Chain(start, steps, np.zeros((steps + 1, 0, 2)))
+    way, kept = walk(pictures, first)
+    back, returned = walk(pictures[::-1], way[-1])
+    miss = np.linalg.norm((back[-1] - first)[:, 0], axis=1)
+    end = way[-1][:, 0]
+    inside = ((end >= 0) & (end < [width, height])).all(axis=1)
+    track = np.stack(way)[:, kept & returned & inside & (miss < RETURN), 0].astype(np.float64)
+    return Chain(start, steps, (track + 0.5 - [width / 2, height / 2]) / width)
+
+
+class Tracker:
+    """Takes the pictures of a clip one by one and keeps half a second of them."""
+
+    def __init__(self, fps: float) -> None:
+        self.chains: list[Chain] = []
+        self._steps = max(1, round(SPAN * fps))
+        self._pictures: list[Grey] = []
+        self._start = 0
+
+    def add(self, picture: Grey) -> None:
+        self._pictures.append(picture)
+        if len(self._pictures) > self._steps:
+            self._close()
+
+    def finish(self) -> list[Chain]:
+        """The chains, a shorter last one included."""
+        if len(self._pictures) > 1:
+            self._close()
+        return self.chains
+
+    def _close(self) -> None:
+        chain = follow(self._pictures, self._start)
+        self.chains.append(chain)
+        self._start += chain.steps
+        self._pictures = self._pictures[-1:]
