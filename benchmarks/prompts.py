@@ -113,8 +113,11 @@ def show(found: dict[str, Any]) -> None:
         told = ["" if cell is None else f"{100 * cell:.1f} %" if share else f"{cell:g}" for cell in cells]
         print(f"{what.replace('_', ' '):20}" + "".join(f"{cell:>12}" for cell in told))
     check = found["check"]
-    each = f"{check['median_ms']:.2f} ms a prompt (longest {check['longest_ms']:.1f}, the first {check['first_ms']:.0f})"
-    print(f"check: {each}, {check['all_s']:.2f} s for {check['prompts']}; to rewrite them: {check['rewrite_all_s']:.2f} s")
+    longest = f"longest {check['longest_ms']:.1f}, the first {check['first_ms']:.0f}"
+    print(
+        f"check: {check['median_ms']:.2f} ms a prompt ({longest}), {check['all_s']:.2f} s for {check['prompts']}"
+    )
+    print(f"rewrite: {check['rewrite_all_s']:.2f} s for {check['prompts']}")
 
 
 def lines(path: Path) -> list[str]:

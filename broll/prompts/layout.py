@@ -102,9 +102,11 @@ def _movable(slots: Slots, clauses: list[Clause]) -> list[Clause]:
 def _may_move(slots: Slots, clauses: list[Clause], clause: Clause) -> bool:
     if clause.slot not in FILM or not _loose(slots, clause) or film.STILL.search(clause.text):
         return False
-    if (
-        clause.slot in BEHIND
-    ):  # already behind what it shines on; and "epic, dreamy forest" is no list of clauses
+    if clause.slot == "camera" and TIED.match(clause.text):
+        return False
+    if clause.slot == "style" and _goes_on(clauses, clause):
+        return False
+    if clause.slot in BEHIND:  # not if it is there; and "epic, dreamy forest" is no list of clauses
         content = next((c.span.start for c in clauses if c.slot not in FILM), 0)
         return clause.span.start < content and (clause.slot == "light" or len(clause.text.split()) > 1)
     if clause.slot == "style" and all(term.kind == "lens" for term in clause.terms):
@@ -125,6 +127,14 @@ def _sentences(slots: Slots, clauses: list[Clause]) -> list[list[Clause]]:
         groups[-1].append(clause)
         end = clause.span.end
     return groups
+
+
+def _goes_on(clauses: list[Clause], clause: Clause) -> bool:
+    """As in "waves by Hokusai, in the style of Ukiyo"."""
+    at = clauses.index(clause)
+    before = clauses[at - 1] if at else None
+    last = before.terms[-1] if before and before.terms else None
+    return before is not None and before.slot == "subject" and last is not None and last.kind == "style"
 
 
 def _loose(slots: Slots, clause: Clause) -> bool:

@@ -84,7 +84,7 @@ def _motion_of(slots: Slots, term: Term) -> str:
     if film.rests(slots) and term.name in ("vehicle", "crowd", "animal"):
         return "breathing calmly" if term.name == "animal" else ""
     own, known = wording.load().motion, vocabulary.subjects()
-    found = wording.fitting(own.get(term.name, ()), _with_word_before(slots, term))
+    found = wording.fitting(own.get(term.name, ()), _with_neighbours(slots, term))
     if found is None:
         found = next(iter(known[term.name].motions), "") if term.name in known else ""
     return found
@@ -98,10 +98,11 @@ def _of_one(slots: Slots, term: Term, text: str) -> str:
     return f"the {term.text.lower()} {text}"
 
 
-def _with_word_before(slots: Slots, term: Term) -> str:
-    """As in "teddy bear", "toy train"."""
+def _with_neighbours(slots: Slots, term: Term) -> str:
+    """As in "teddy bear", "train station"."""
     before = slots.text[: term.span.start].split()[-1:]
-    return " ".join([*before, term.text])
+    after = slots.text[term.span.end :].split(maxsplit=1)[:1]
+    return " ".join([*before, term.text, *after])
 
 
 def fluid(slots: Slots) -> Term | None:
@@ -146,7 +147,9 @@ def english(slots: Slots) -> bool:
 
 
 def lacking(slots: Slots, context: Context) -> tuple[Addition, ...]:
-    """What the use case needs and the prompt lacks, the most needed first."""
+    """What the use case needs and the prompt lacks, the most needed first. Film words alone show nothing to add to."""
+    if not any(clause.slot in ("subject", "other") for clause in slots.clauses):
+        return ()
     moves = motion(slots, context)
     found = [moves, camera(slots, context), speed(slots)]
     found += [None if moves else physics(slots, context), light(slots, context)]  # what moves it has its pace
