@@ -3,6 +3,8 @@
     kept             prompts all of whose content words are still there: in the prompt, or in what was lifted into
                      titles or moved into the negative prompt. Words are compared by their stems, so "pans" is
                      "panning"; a paraphrase is a loss
+    told             the same, counting what the rewriter lists with a reason: film words that were dropped (a second
+                     camera move), typos that were put right, "that says" of a sign that is blank now
     people           prompts with no person in them that have gained one
     shots, moves     prompts that name more than one size of shot, or ask for more than one camera move
     long             prompts of more than 110 words
@@ -28,7 +30,7 @@ from broll.prompts.findings import Context
 from broll.prompts.slots import Slots
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "vbench"
-COUNTED = ("kept", "people", "shots", "moves", "long", "illustration", "contradictions")
+COUNTED = ("kept", "told", "people", "shots", "moves", "long", "illustration", "contradictions")
 LONG = 110
 
 
@@ -44,13 +46,17 @@ def has(parsed: Slots, *families: str) -> bool:
     return any(known.get(term.name) in families for term in parsed.of("style"))
 
 
-def judge(before: str, after: str, places: Sequence[str], built: str) -> dict[str, bool]:
-    """`places`: where else the words of `before` may have gone; `built`: the negative prompt that goes with `after`."""
+def judge(
+    before: str, after: str, built: str, places: Sequence[str] = (), listed: Sequence[str] = ()
+) -> dict[str, bool]:
+    """`built`: the negative prompt of `after`; `places`: where else words may be; `listed`: told with a reason."""
     given, made = slots.parse(before), slots.parse(after)
-    kept = {words.stem(token.text) for place in (after, *places) for token in words.tokens(place)}
+    kept = stems(after, *places)
+    asked = {words.stem(token.text) for token in words.content_words(before)}
     crowd = bool(given.of("person")) or any(term.name == "crowd" for term in given.terms)
     return {
-        "kept": all(words.stem(token.text) in kept for token in words.content_words(before)),
+        "kept": asked <= kept,
+        "told": asked <= kept | stems(*listed),
         "people": not crowd and bool(made.of("person")),
         "shots": bool(film.shots(made)[1]),
         "moves": bool(film.moves(made)[1]),
@@ -64,12 +70,12 @@ def table(prompts: Sequence[str], expanded: Sequence[str] | None, base: str) -> 
     context = Context(base_negative=base)
     made = [rewriter.rewrite(prompt, context) for prompt in prompts]
     rows = {
-        "as typed": [judge(p, p, (), base) for p in prompts],
-        "rewriter": [judge(m.original, m.prompt, _elsewhere(m), m.negative.text) for m in made],
+        "as typed": [judge(p, p, base) for p in prompts],
+        "rewriter": [judge_rewrite(m) for m in made],
     }
     texts = {"as typed": list(prompts), "rewriter": [m.prompt for m in made]}
     if expanded is not None:
-        rows["expander"] = [judge(p, e, (), base) for p, e in zip(prompts, expanded, strict=True)]
+        rows["expander"] = [judge(p, e, base) for p, e in zip(prompts, expanded, strict=True)]
         texts["expander"] = list(expanded)
     found: dict[str, dict[str, float]] = {}
     for name, judged in rows.items():
@@ -80,9 +86,14 @@ def table(prompts: Sequence[str], expanded: Sequence[str] | None, base: str) -> 
     return found
 
 
-def _elsewhere(made: rewriter.Rewrite) -> tuple[str, ...]:
-    """Film words that were dropped do not count: they are gone."""
-    return (made.negative.text, *made.titles)
+def judge_rewrite(made: rewriter.Rewrite) -> dict[str, bool]:
+    listed = [change.text for change in (*made.dropped, *made.replaced)]
+    places = (made.negative.text, *made.titles)
+    return judge(made.original, made.prompt, made.negative.text, places, listed)
+
+
+def stems(*places: str) -> set[str]:
+    return {words.stem(token.text) for place in places for token in words.tokens(place)}
 
 
 def timing(prompts: Sequence[str]) -> dict[str, float]:

@@ -4,24 +4,34 @@ off     the prompt as it is, the model's published negative prompt
 check   the prompt as it is, findings, a negative prompt that does not push away what the prompt asks for
 fix     the prompt rewritten: words for the picture lifted out, what is lacking added
 
-A negative prompt that was given stands, whatever the mode.
+A negative prompt that was given stands, whatever the mode. With a language model (settings, coach_url) its phrases are
+preferred where the rules would have added their own.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 from broll.engine.config import ModelConfig
-from broll.errors import BadOption
-from broll.prompts import coach, negative, slots
+from broll.errors import BadOption, BadPrompt
+from broll.prompts import coach, language_model, negative, slots
 from broll.prompts.findings import Context
+from broll.prompts.language_model import Endpoint
 from broll.prompts.report import Report, checked, rewritten
+from broll.prompts.rewriter import Rewrite
 from broll.prompts.vocabulary import style_presets, uses
+from broll.settings import Settings
 from broll.spec import Title, VideoSpec
 
 Mode = Literal["off", "check", "fix"]
 
 
 def context(
-    config: ModelConfig, spec: VideoSpec, *, use: str | None = None, style: str | None = None
+    config: ModelConfig,
+    spec: VideoSpec,
+    settings: Settings,
+    *,
+    use: str | None = None,
+    style: str | None = None,
 ) -> Context:
     """What the coach knows of the clip, before the model's defaults are filled in."""
     if use is not None and use not in uses():
@@ -34,19 +44,50 @@ def context(
         task=config.task, seconds=(spec.frames or own.frames) / (spec.fps or own.fps), width=width, height=height,
         guidance=own.guidance if spec.guidance is None else spec.guidance, steps=spec.steps or own.steps,
         base_negative=own.negative_prompt, negative=spec.negative_prompt,
-        small=config.transformer.dim < 3000, use=use, style=style,
+        small=config.transformer.dim < 3000, use=use, style=style, blocklist=tuple(settings.blocklist),
     )  # fmt: skip
 
 
+def refuse_blocked(prompt: str, known: Context) -> None:
+    """What the operator does not want made, whatever the mode."""
+    for finding in coach.check(prompt, known) if known.blocklist else ():
+        if finding.rule == "SAFE-1":
+            raise BadPrompt(finding.message)
+
+
+def endpoint(settings: Settings) -> Endpoint | None:
+    if settings.coach_url is None:
+        return None
+    key = settings.coach_key.get_secret_value() if settings.coach_key else ""
+    return Endpoint(
+        settings.coach_url, settings.coach_model, key, settings.coach_timeout_s, settings.data / "coach"
+    )
+
+
+def better(
+    prompt: str,
+    known: Context,
+    model: Endpoint | None,
+    *,
+    without: tuple[str, ...] = (),
+    picture: bytes | None = None,
+) -> tuple[Rewrite, str]:
+    """The prompt rewritten, and what is to be said of the language model."""
+    if model is None:
+        return coach.rewrite(prompt, known, without), ""
+    offered = language_model.offer(model, prompt, known, picture)
+    return coach.rewrite(prompt, replace(known, offers=offered.phrases), without), offered.note
+
+
 def coached(
-    spec: VideoSpec, known: Context, mode: Mode, without: tuple[str, ...] = ()
+    spec: VideoSpec, known: Context, mode: Mode, model: Endpoint | None = None, picture: bytes | None = None
 ) -> tuple[VideoSpec, Report | None]:
     """The spec with its negative prompt, rewritten if asked for, and what was said of it."""
     if mode == "off":
         return spec, None
     if mode == "fix":
-        made = coach.rewrite(spec.prompt, known, without)
-        report = rewritten(made)
+        made, note = better(spec.prompt, known, model, picture=picture)
+        report = rewritten(made).model_copy(update={"note": note[:1000]})
         titles = tuple(Title(text=text) for text in made.titles)
         spec = spec.model_copy(update={"prompt": made.prompt, "titles": spec.titles + titles})
     else:

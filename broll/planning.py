@@ -16,6 +16,7 @@ from broll import catalog, coaching, takes, wiring
 from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.prompts.findings import Context
+from broll.prompts.rewriter import Rewrite
 from broll.server.deps import Card, Plan, Wish
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
@@ -66,7 +67,10 @@ class Planner:
             config = self.config(given["model"])
         if seconds is not None:
             given["frames"] = max(1, 4 * round((seconds * config.defaults.fps - 1) / 4) + 1)
-        return coaching.context(config, parse(**given), use=wish.preset, style=wish.style)
+        return coaching.context(config, parse(**given), self._settings, use=wish.preset, style=wish.style)
+
+    def better(self, prompt: str, known: Context, without: tuple[str, ...]) -> tuple[Rewrite, str]:
+        return coaching.better(prompt, known, coaching.endpoint(self._settings), without=without)
 
     def plan(self, fields: Mapping[str, Any], pictures: Mapping[str, bytes], wish: Wish) -> Plan:
         given = {name: value for name, value in fields.items() if value is not None}
@@ -88,8 +92,11 @@ class Planner:
         from broll.engine import pipeline
 
         asked = parse(**given)
-        known = coaching.context(config, asked, use=wish.preset, style=wish.style)
-        asked, report = coaching.coached(asked, known, wish.mode)
+        known = coaching.context(config, asked, self._settings, use=wish.preset, style=wish.style)
+        coaching.refuse_blocked(asked.prompt, known)
+        seen = None if first is None else pictures[first["sha256"]]
+        model = coaching.endpoint(self._settings)
+        asked, report = coaching.coached(asked, known, wish.mode, model, seen)
         takes.check(asked)
         spec = pipeline.resolve(asked, config, picture=picture)
         return Plan(spec, self._memory_mb(spec, config), tuple(notes), report)

@@ -85,6 +85,16 @@ class Settings(BaseSettings):
     network_allow: Annotated[list[Network], NoDecode] = Field(
         default=[], description="private networks that clients' URLs may point into, CIDR, comma-separated"
     )
+    coach_url: str | None = Field(
+        default=None,
+        description="an OpenAI-compatible language model for the coach, such as http://127.0.0.1:11434/v1",
+    )
+    coach_model: str = Field(default="", description="its name there")
+    coach_key: SecretStr | None = Field(default=None, description="its key, if it wants one")
+    coach_timeout_s: Seconds = Field(default=10.0, description="then the coach goes on without it")
+    blocklist: Annotated[list[str], NoDecode] = Field(
+        default=[], description="words that no prompt may contain, comma-separated"
+    )
     price_base: int = Field(default=100, ge=0, description="credits of a 720p clip, before its seconds")
     price_second: int = Field(default=20, ge=0, description="and for each second")
     welcome_credits: int = Field(default=100, ge=0, description="for a new tenant")
@@ -95,7 +105,7 @@ class Settings(BaseSettings):
         default="info", description="of the JSON log"
     )
 
-    @field_validator("network_allow", "offer", "old_secrets", mode="before")
+    @field_validator("network_allow", "offer", "old_secrets", "blocklist", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
         return (

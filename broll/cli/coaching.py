@@ -19,12 +19,9 @@ UNITS = {
 
 def announce_coach(report: Report) -> None:
     """Before a run: what to mend, and every change; hints are counted only."""
-    if report.given is not None:
-        say(f"prompt: {one_line(report.prompt)}")
-        for addition in report.additions:
-            say(f"  added [{addition.id}]: {addition.text} ({addition.why})")
-        for change in report.dropped:
-            say(f"  dropped: {one_line(change.text)} ({change.why})")
+    announce_changes(report)
+    if report.note:
+        say(one_line(report.note))
     for finding in report.findings:
         if finding.severity != "hint":
             say(told(finding))
@@ -38,6 +35,15 @@ def announce_coach(report: Report) -> None:
         say(f"negative prompt: {one_line(report.negative_prompt)}")
         for dropped in report.negative_dropped:
             say(f"  without {dropped.text} ({dropped.why})")
+
+
+def announce_changes(report: Report) -> None:
+    if report.given is not None:
+        say(f"prompt: {one_line(report.prompt)}")
+        for addition in report.additions:
+            say(f"  added [{addition.id}]: {addition.text} ({addition.why})")
+        for change in report.dropped:
+            say(f"  dropped: {one_line(change.text)} ({change.why})")
 
 
 def told(finding: FindingOut) -> str:

@@ -62,14 +62,15 @@ def rewrite(
     as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Put the prompt in order, and add what it lacks: the new prompt on stdout, every change on stderr."""
+    from broll import coaching
     from broll.cli.output import say
-    from broll.prompts import coach
     from broll.prompts.report import rewritten
+    from broll.settings import Settings
 
     text = given(prompt)
     known = context(text, model, seconds, size, guidance, preset, style)
-    made = coach.rewrite(text, known, tuple(without or ()))
-    report = rewritten(made)
+    made, note = coaching.better(text, known, coaching.endpoint(Settings()), without=tuple(without or ()))
+    report = rewritten(made).model_copy(update={"note": note})
     if as_json:
         print(json.dumps(report.model_dump(exclude_none=True, mode="json") | {"diff": made.diff()}))
         return
@@ -78,6 +79,8 @@ def rewrite(
         say(f"added [{addition.id}]: {addition.text} ({addition.why})")
     for change in (*made.replaced, *made.dropped):
         say(one_line(f"{change.text} -> {change.to or 'left out'} ({change.why})"))
+    if report.note:
+        say(one_line(report.note))
     for title in report.titles:
         say(one_line(f"title: {title}"))
     if report.negative_prompt:
@@ -138,8 +141,8 @@ def context(
     from broll.settings import Settings
     from broll.spec import parse
 
-    name = catalog.published_name(model) or model
-    config = PUBLISHED.get(name) or wiring.describe(catalog.find(Settings(), name))
+    settings, name = Settings(), catalog.published_name(model) or model
+    config = PUBLISHED.get(name) or wiring.describe(catalog.find(settings, name))
     fields = size_of(size) | frames_of(Options(seconds=seconds))
     spec = parse(model=name, prompt=text, guidance=guidance, **fields)
-    return coaching.context(config, spec, use=preset, style=style)
+    return coaching.context(config, spec, settings, use=preset, style=style)

@@ -130,7 +130,8 @@ def fresh(options: Options, settings: Settings) -> Job:
     if spec.motion and spec.takes is None and not liked:
         spec = spec.model_copy(update={"takes": RETAKES})
     repeated = liked is not None and options.prompt is None
-    spec, report = coached(options, spec, config, "off" if repeated else mode(options))
+    first = pictures["image"].png if "image" in pictures else None
+    spec, report = coached(options, spec, config, "off" if repeated else mode(options), settings, first)
     takes.check(spec)
     job = complete(options, settings, model, config, spec, tuple(pictures.values()))
     job = replace(job, coach=liked.coach if liked is not None and repeated else report)
@@ -188,10 +189,15 @@ def mode(options: Options) -> coaching.Mode:
 
 
 def coached(
-    options: Options, spec: VideoSpec, config: ModelConfig, how: coaching.Mode
+    options: Options,
+    spec: VideoSpec,
+    config: ModelConfig,
+    how: coaching.Mode,
+    settings: Settings,
+    picture: bytes | None,
 ) -> tuple[VideoSpec, Report | None]:
-    known = coaching.context(config, spec, use=options.preset, style=options.style)
-    return coaching.coached(spec, known, how)
+    known = coaching.context(config, spec, settings, use=options.preset, style=options.style)
+    return coaching.coached(spec, known, how, coaching.endpoint(settings), picture)
 
 
 def task_of(pictures: dict[str, wiring.Picture]) -> Task:

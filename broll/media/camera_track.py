@@ -23,9 +23,11 @@ Points = NDArray[np.float32]  # [n, 1, 2] pixels
 
 WIDTH = 320  # of the pictures that are tracked
 LOWEST = 16  # rows: a strip below it has nothing to follow
-SOFT = 1.8  # pixels, against grain
 AROUND = 41  # pixels: what contrast is measured over
-NOISE = 5.0  # levels: contrast well below it stays low
+SOFT, SOFTEST = 1.2, 3.6  # pixels: blur without grain, and the most there is
+SOFTER = 0.13  # pixels of blur a level of grain
+FAINT = 3.0  # levels: contrast well below it stays low
+LAPLACE = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)  # blind to edges and ramps
 SPAN = 0.5  # seconds of a chain
 TILE, IN_TILE = 32, 6  # pixels; corners in a tile
 APART = 9  # pixels
@@ -63,13 +65,22 @@ def sized(frame: Frame, width: int) -> Frame:
     return np.asarray(cv2.resize(frame, (width, height), interpolation=how))
 
 
-def look(frame: Frame) -> Grey:
+def grain(frame: Frame) -> float:
+    """Levels of noise in a picture of WIDTH (Immerkaer 1996), by the quieter half, so that texture is not noise."""
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    rough = np.abs(cv2.filter2D(grey, -1, LAPLACE)) / 6
+    return float(np.quantile(rough[::2, ::2], 0.25)) / 0.3186 * WIDTH / frame.shape[1]
+
+
+def look(frame: Frame, noise: float = 0.0) -> Grey:
     """[h, WIDTH]: the detail of a frame, every neighbourhood at the same contrast."""
-    grey = cv2.cvtColor(sized(frame, WIDTH), cv2.COLOR_RGB2GRAY)
-    grey = cv2.GaussianBlur(grey, (0, 0), SOFT).astype(np.float32)
+    soft = min(SOFTEST, SOFT + SOFTER * noise)
+    left = noise / (2 * np.sqrt(np.pi) * soft)  # of white noise behind this blur
+    grey = cv2.cvtColor(sized(frame, WIDTH), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey = cv2.GaussianBlur(grey, (0, 0), soft)
     detail = grey - cv2.blur(grey, (AROUND, AROUND))
     contrast = np.sqrt(cv2.blur(detail * detail, (AROUND, AROUND)))
-    return np.asarray(np.clip(128 + 50 * detail / (contrast + NOISE), 0, 255), np.uint8)
+    return np.asarray(np.clip(128 + 50 * detail / (contrast + FAINT + 2 * left), 0, 255), np.uint8)
 
 
 def corners(picture: Grey) -> Points:

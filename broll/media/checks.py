@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from broll.errors import BadOption
 from broll.media import camera_move, faults, flow
 from broll.media.camera_move import Camera
-from broll.media.camera_track import WIDTH, Tracker, look, sized
+from broll.media.camera_track import WIDTH, Tracker, grain, look, sized
 from broll.media.video_file import probe, read_frames
 
 Frame = NDArray[np.uint8]  # [h, w, 3] RGB
@@ -94,12 +94,15 @@ class Watcher:
         self._details: list[NDArray[np.uint8]] = []
         self._steps: list[Floats] = []
         self._motion: list[tuple[int, float]] = []
+        self._grain = 0.0
         self._first: Frame | None = None
         self._last: Frame | None = None
 
     def see(self, frame: Frame) -> None:
+        if self._first is None:
+            self._grain = grain(frame)
         picture = sized(frame, WIDTH)
-        small, detail = sized(picture, SMALL), look(picture)
+        small, detail = sized(picture, SMALL), look(picture, self._grain)
         self._first = frame if self._first is None else self._first
         self._last = frame
         self._start = self._start if len(self._start) == 2 else [*self._start, small]

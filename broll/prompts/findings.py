@@ -56,4 +56,5 @@ class Context:
     loop: bool = False
     blocklist: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
+    offers: tuple[tuple[str, str], ...] = ()  # phrases by slot, of a language model, that passed its gate
     tokens: Callable[[str], int] | None = None  # the model's own tokenizer, when it is there

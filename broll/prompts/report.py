@@ -75,6 +75,7 @@ class Report(Plain):
     negative_added: Annotated[tuple[Why, ...], Field(max_length=500)] = ()
     titles: Annotated[tuple[Line, ...], Field(max_length=20)] = ()
     camera: CameraOut | None = None
+    note: Line = ""  # of the language model, if one was asked
 
 
 def finding(found: Finding) -> FindingOut:

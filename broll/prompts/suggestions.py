@@ -24,7 +24,7 @@ class Addition:
 
 
 SEVERAL = re.compile(r"\band\s+(?:an?|the)\b|\bon\s+the\s+(?:left|right|top|bottom)\s+of\b", re.IGNORECASE)
-INDOORS = "soft indoor light"
+INDOORS = "soft ambient light"
 LARGE = frozenset({"city", "mountain", "place"})
 NEAR = frozenset({"macro", "close-up", "extreme close-up", "medium close-up"})
 INERT = frozenset(
@@ -154,8 +154,31 @@ def lacking(slots: Slots, context: Context) -> tuple[Addition, ...]:
     found = [moves, camera(slots, context), speed(slots)]
     found += [None if moves else physics(slots, context), light(slots, context)]  # what moves it has its pace
     found += [_other(slot, slots, context) for slot in ("style", "shot", "atmosphere")]
+    found = _offered(found, slots, context)
     asked = {"speed"} | ({"style"} if context.style else set())
     return tuple(one for one in found if one and (one.slot in asked or needs(one.slot, context)))
+
+
+def _offered(found: list[Addition | None], slots: Slots, context: Context) -> list[Addition | None]:
+    """A language model's phrases in the place of the rules' own, and a motion where the rules knew none."""
+    offers = dict(context.offers)
+    if not offers:
+        return found
+    why = "a phrase of the language model"
+    chosen = [
+        Addition(_id(one.slot, offers[one.slot]), one.slot, offers[one.slot], f"{one.why}; {why}")
+        if one and one.slot in offers
+        else one
+        for one in found
+    ]
+    lacks = (
+        found[0] is None and english(slots) and not film.is_still(slots) and not film.moves_by_itself(slots)
+    )
+    if lacks and "motion" in offers:
+        chosen[0] = Addition(
+            _id("motion", offers["motion"]), "motion", offers["motion"], f"nothing moved; {why}"
+        )
+    return chosen
 
 
 def _other(slot: str, slots: Slots, context: Context) -> Addition | None:

@@ -19,6 +19,7 @@ from broll.jobs.keys import Caller
 from broll.jobs.store import Store
 from broll.prompts.findings import Context
 from broll.prompts.report import Report
+from broll.prompts.rewriter import Rewrite
 from broll.server.guard import Guard
 from broll.server.intake import Cleaned, clean_picture
 from broll.server.signing import Signer
@@ -74,6 +75,9 @@ class Models(Protocol):
 
     def context(self, fields: Mapping[str, Any], wish: Wish) -> Context:
         """What the coach knows of a clip that is only thought of; `fields` as in `plan`."""
+
+    def better(self, prompt: str, known: Context, without: tuple[str, ...]) -> tuple[Rewrite, str]:
+        """The prompt rewritten, and a note on the language model that helped, if there is one."""
 
 
 @dataclass

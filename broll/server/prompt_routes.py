@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from broll.prompts import coach, negative, slots
+from broll.prompts import negative, slots
 from broll.prompts.findings import Context
 from broll.prompts.report import Report, checked, rewritten
 from broll.server.deps import ReadCaller, Service, ServiceDep, Wish
@@ -27,8 +27,8 @@ def check_prompt(service: ServiceDep, _caller: ReadCaller, asked: AskedPrompt) -
 @router.post("/rewrite", response_model=Rewritten, responses=ANSWERS)
 def rewrite_prompt(service: ServiceDep, _caller: ReadCaller, asked: AskedRewrite) -> dict[str, Any]:
     """The prompt in order and with what it lacks; every addition can be left out, by its id."""
-    made = coach.rewrite(asked.prompt, context(service, asked), tuple(asked.without))
-    report = counted(rewritten(made), asked)
+    made, note = service.models.better(asked.prompt, context(service, asked), tuple(asked.without))
+    report = counted(rewritten(made).model_copy(update={"note": note}), asked)
     return report.model_dump() | {"diff": [{"op": op, "text": text} for op, text in made.diff()]}
 
 
