@@ -21,18 +21,13 @@ import structlog
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from broll.errors import ArtifactMissing, BrollError, LeaseLost, StorageError
-from broll.events import Clip, Event, Failed, Loaded, Preview, Progress, Snapshot, Stage, Stopped, Work
+from broll.events import Clip, Event, Failed, Loaded, Stopped, Work
 from broll.jobs.artifacts import Artifacts
 from broll.jobs.executor import Executor, ExecutorDied
 from broll.jobs.job import Job
 from broll.jobs.leases import Device, Lease, Leases
 from broll.jobs.sweep import Sweeper
-
-KINDS = {
-    "video": ("mp4", "video/mp4"),
-    "thumbnail": ("webp", "image/webp"),
-    "spritesheet": ("webp", "image/webp"),
-}
+from broll.jobs.writer import Writer
 
 LOOK_S = 0.3  # between two looks for cancelled jobs
 
@@ -154,7 +149,7 @@ class Dispatcher:
 
     def _follow(self, slot: Slot, lease: Lease) -> Failed | Stopped | Clip:
         """Write what the executor says; its last word."""
-        writer = Writer(self, lease)
+        writer = Writer(self.leases, self.artifacts, lease, self.pace.progress_s, self.patiently)
         with self._closing(slot.executor.run(self._prepare(lease))) as events:
             if slot.reason:  # told to stop while the work was prepared
                 slot.executor.stop(now=slot.reason != "preempt")
@@ -167,6 +162,7 @@ class Dispatcher:
                 else:
                     writer.write(event)
                 if isinstance(event, Clip):
+                    self.done(lease.job)
                     return event
         raise ExecutorDied("the executor said nothing at the end")
 
@@ -304,100 +300,6 @@ class Dispatcher:
             if not slot.reason or reason in ("cancel", "lost"):
                 slot.reason = reason
         slot.executor.stop(now=now)
-
-
-class Writer:
-    """An attempt's events, written: progress at most once a second, the rest at once.
-
-    What is only good to have (progress, previews, snapshots) never ends an attempt: a full disk or a database that is
-    away for a moment costs a picture or a step, not the work. A lost lease does.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, lease: Lease) -> None:
-        self._d, self._job, self._token = dispatcher, lease.job, lease.token
-        self._folder = f"jobs/{lease.job.id}/{lease.token}"
-        self._percent, self._said = lease.job.percent, 0.0
-        self._snapshot: str | None = None if lease.job.snapshot is None else lease.job.snapshot["path"]
-
-    def write(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            self._progress(event)
-        elif isinstance(event, Stage):
-            self._d.patiently(lambda: self._d.leases.stage(self._token, event.name))
-        elif isinstance(event, Preview):
-            self._if_possible(lambda: self._show(event))
-        elif isinstance(event, Snapshot):
-            self._if_possible(lambda: self._keep(event))
-        elif isinstance(event, Clip):
-            self._complete(event)
-
-    def _if_possible(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except (StorageError, DBAPIError) as error:
-            log = structlog.get_logger("broll.dispatcher")
-            log.warning("not written", job_id=self._job.id, error=str(error).splitlines()[0])
-
-    def _show(self, event: Preview) -> None:
-        path = f"{self._folder}/preview.webp"
-        self._d.artifacts.put(path, event.webp, content_type="image/webp")
-        self._d.leases.write(self._token, preview=path)
-
-    def _progress(self, event: Progress) -> None:
-        self._percent = max(self._percent, event.percent)
-        now = time.monotonic()
-        if now - self._said >= self._d.pace.progress_s:
-            self._said = now
-            values = {"percent": self._percent, "left_s": event.left_s}
-            self._if_possible(lambda: self._d.leases.write(self._token, **values))
-
-    def _keep(self, event: Snapshot) -> None:
-        """The new one is kept and named before the old one is forgotten."""
-        path = f"{self._folder}/{event.step:04d}-{event.sha256[:8]}.snapshot"  # each take has its steps
-        self._d.artifacts.put(path, event.data)
-        facts = {"path": path, "sha256": event.sha256, "step": event.step}
-        self._d.leases.write(self._token, snapshot=json.dumps(facts), percent=self._percent)
-        if self._snapshot is not None and self._snapshot != path:
-            with suppress(BrollError):
-                self._d.artifacts.delete(self._snapshot)
-        self._snapshot = path
-
-    def _complete(self, event: Clip) -> None:
-        self._d.patiently(lambda: self._d.leases.stage(self._token, "deliver"))
-        files = {}
-        for variant, data in event.files.items():
-            ending, kind = KINDS[variant]
-            path: str = f"{self._folder}/{variant}.{ending}"
-            self._d.artifacts.put(path, data, content_type=kind)
-            digest = hashlib.sha256(data).hexdigest()
-            files[variant] = {"path": path, "bytes": len(data), "sha256": digest, "type": kind}
-        result = told(event.record)
-        share = len(result["takes"] or [0]) / (self._job.spec.get("takes") or 1)
-        self._d.patiently(
-            lambda: self._d.leases.complete(
-                self._token, files, resumed_elsewhere=event.resumed_elsewhere, result=result, share=share
-            )
-        )
-        with suppress(BrollError, DBAPIError):
-            self._remember(event)
-            for done_with in (self._snapshot, f"{self._folder}/preview.webp"):
-                if done_with is not None:
-                    self._d.artifacts.delete(done_with)
-        self._d.done(self._job)
-
-    def _remember(self, event: Clip) -> None:
-        spec = self._job.spec
-        if event.steps > 1:
-            forwards = event.steps * (1 if spec["guidance"] == 1 else 2)
-            shape = f"{spec['width']}x{spec['height']}x{spec['frames']}"
-            self._d.leases.remember(self._job, shape, event.denoise_s / forwards, event.decode_s)
-
-
-def told(record: str) -> dict[str, Any]:
-    """What the clip's record says of the clip, and not of the request."""
-    found = json.loads(record)
-    result = {name: found.get(name, default) for name, default in (("checks", None), ("takes", []))}
-    return result | {"retimed": found.get("retimed", 1.0), "seed": found["spec"]["seed"]}
 
 
 def picture_path(tenant: str, sha256: str) -> str:

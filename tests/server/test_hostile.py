@@ -1,7 +1,7 @@
 """Requests that mean harm, against a live service: each is refused in words, and the service goes on as before.
 
 What is true of every one of them is said once, in `refused`: a 4xx that fits, a problem with code and request id, no
-word about the inside. At the end the log of it all holds no traceback and no secret.
+word about the inside. At the end the log of it all holds no traceback and no secret: hence one file, however long.
 """
 
 import base64
