@@ -101,6 +101,14 @@ class AsyncClient:
         """What it would cost, in credits, seconds and memory."""
         return await self._send(await asyncio.to_thread(calls.estimate, prompt, image=image, **fields))
 
+    async def check_prompt(self, prompt: str, **fields: Any) -> Object:
+        """What a prompt lacks, where, and how to mend it; `fields` say what it is for (model, seconds, preset ...)."""
+        return await self._send(calls.prompt("check", prompt, fields))
+
+    async def rewrite_prompt(self, prompt: str, **fields: Any) -> Object:
+        """The prompt in order and with what it lacks, each addition with an id; `without` leaves some out."""
+        return await self._send(calls.prompt("rewrite", prompt, fields))
+
     async def upload(self, image: str | Path | bytes) -> Object:
         """Keep a picture there; its "id" can be given as `image`."""
         return await self._send(await asyncio.to_thread(calls.upload, image))

@@ -66,6 +66,12 @@ def estimate(
     return video("/v1/video/estimate", an_object, {}, prompt, image, last_image, fields)
 
 
+def prompt(route: str, text: str, fields: Mapping[str, Any]) -> Call[Object]:
+    """`route` is check or rewrite."""
+    given = {"prompt": text} | {name: value for name, value in fields.items() if value is not None}
+    return Call("POST", f"/v1/prompts/{route}", an_object, headers=JSON, body=as_json(given))
+
+
 def video(
     path: str,
     parse: Callable[[Any], T],

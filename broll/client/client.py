@@ -101,6 +101,14 @@ class Client:
         """What it would cost, in credits, seconds and memory."""
         return self._send(calls.estimate(prompt, image=image, **fields))
 
+    def check_prompt(self, prompt: str, **fields: Any) -> Object:
+        """What a prompt lacks, where, and how to mend it; `fields` say what it is for (model, seconds, preset ...)."""
+        return self._send(calls.prompt("check", prompt, fields))
+
+    def rewrite_prompt(self, prompt: str, **fields: Any) -> Object:
+        """The prompt in order and with what it lacks, each addition with an id; `without` leaves some out."""
+        return self._send(calls.prompt("rewrite", prompt, fields))
+
     def upload(self, image: str | Path | bytes) -> Object:
         """Keep a picture there; its "id" can be given as `image`."""
         return self._send(calls.upload(image))

@@ -40,6 +40,9 @@ class Job:
     completed_at: datetime | None = None
     expires_at: datetime | None = None
     notes: tuple[str, ...] = ()
+    coach: dict[str, Any] = field(default_factory=dict, hash=False)  # what was said of the prompt
+    camera: dict[str, Any] = field(default_factory=dict, hash=False)  # asked, measured, as_asked
+    checks: dict[str, Any] = field(default_factory=dict, hash=False)  # all that was measured in the clip
     spec: dict[str, Any] = field(default_factory=dict, hash=False)
     urls: dict[str, str] = field(default_factory=dict, hash=False)
     data: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)  # all of it, as it came
@@ -76,7 +79,7 @@ def parse(data: Any) -> Job:
             del known[f.name]
     for name in TIMES:
         known[name] = time(known.get(name))
-    for name in ("spec", "urls"):
+    for name in ("spec", "urls", "coach", "camera", "checks"):
         known[name] = known[name] if isinstance(known.get(name), dict) else {}
     notes = known.get("notes")
     known["notes"] = tuple(map(str, notes)) if isinstance(notes, list) else ()

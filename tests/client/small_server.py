@@ -219,6 +219,11 @@ class Handler(BaseHTTPRequestHandler):
                 small.submitted[key] = job["job_id"]
         return self.json(202, small.told(job))
 
+    def prompt(self, body, route):
+        told = json.loads(body)["prompt"]
+        report = {"prompt": told, "findings": [], "negative_prompt": ""}
+        self.json(200, report | ({"additions": [], "diff": []} if route == "rewrite" else {}))
+
     def estimate(self, body):
         self.json(200, {"credits": 4, "seconds_s": None, "memory_mb": 900, "model": "nano", "notes": []})
 
@@ -349,6 +354,7 @@ class Handler(BaseHTTPRequestHandler):
 ROUTES = [
     (r"POST /v1/video/generate", Handler.generate),
     (r"POST /v1/video/estimate", Handler.estimate),
+    (r"POST /v1/prompts/(check|rewrite)", Handler.prompt),
     (r"GET /v1/jobs", Handler.job_list),
     (r"(?:GET|DELETE) /v1/jobs/([^/]+)", Handler.job),
     (r"POST /v1/jobs/([^/]+)/cancel", Handler.cancel),

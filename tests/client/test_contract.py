@@ -109,6 +109,13 @@ def test_an_estimate_makes_no_job(client):
     assert len(list(client.jobs())) == before
 
 
+def test_a_prompt_is_looked_at_and_rewritten(client):
+    assert {"findings", "negative_prompt"} <= client.check_prompt("a lake", model="nano").keys()
+    made = client.rewrite_prompt("a lake", model="nano", without=["x"])
+    assert {"additions", "diff"} <= made.keys()
+    assert "lake" in made["prompt"]
+
+
 def test_models_credits_and_the_ledger_are_told(client, made):
     assert "nano" in [model["id"] for model in client.models()]
     assert {"available", "held"} <= client.credits().keys()
