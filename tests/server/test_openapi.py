@@ -177,6 +177,8 @@ def wishes(made):
     return {
         ("POST", "/v1/video/generate"): [({}, start, 404), ({}, small | {"retry_of": made["job_id"]}, 422)],
         ("POST", "/v1/video/estimate"): [({}, start, 404)],
+        ("POST", "/v1/prompts/check"): [({}, {"prompt": f"a lake, {made['job_id']}"}, 200)],
+        ("POST", "/v1/prompts/rewrite"): [({}, small | {"without": [made["job_id"]]}, 200)],
         ("GET", "/v1/jobs"): [({"after": made["job_id"]}, None, 404), ({}, None, 200)],
         ("POST", "/v1/videos"): [({}, reference, 404), ({}, small | {"remix_of": made["job_id"]}, 422)],
         ("GET", "/v1/videos"): [({"after": made["job_id"]}, None, 404), ({}, None, 200)],
