@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broll import __version__, catalog, wiring
+from broll import __version__, catalog, loras, wiring
 from broll.errors import BadOption, BrollError
 from broll.media.checks import Checks, measure
 from broll.prompts.report import Report
@@ -167,7 +167,8 @@ def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: An
     found = catalog.find(settings, model) if model else catalog.best(settings, "t2v")
     config = wiring.describe(found)
     spec = pipeline.resolve(parse(model=found.name, prompt=prompt, **fields), config)
-    *_, made = make_clip(spec, wiring.load(found, config), path, format=ending)
+    parts, _ = loras.on(wiring.load(found, config), spec, settings)
+    *_, made = make_clip(spec, parts, path, format=ending)
     assert isinstance(made, Clip)
     return made
 

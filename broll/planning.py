@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from broll import catalog, coaching, takes, wiring
+from broll import catalog, coaching, loras, takes, wiring
 from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.prompts.findings import Context
@@ -91,7 +91,8 @@ class Planner:
         picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
         from broll.engine import pipeline
 
-        asked = parse(**given)
+        asked, told = self._with_loras(given)
+        notes += [told] if told else []
         known = coaching.context(config, asked, self._settings, use=wish.preset, style=wish.style)
         coaching.refuse_blocked(asked.prompt, known)
         seen = None if first is None else pictures[first["sha256"]]
@@ -100,6 +101,16 @@ class Planner:
         takes.check(asked)
         spec = pipeline.resolve(asked, config, picture=picture)
         return Plan(spec, self._memory_mb(spec, config), tuple(notes), report)
+
+    def _with_loras(self, given: dict[str, Any]) -> tuple[VideoSpec, str]:
+        """Names become digests, and what they want is filled in. Only what lies in the folder can be asked for."""
+        asked, uses = given.pop("loras", []), []
+        for one in asked:
+            made, _ = loras.wanted(self._settings, [loras.Asked(one.name, one.weight)])
+            if one.sha256 not in (None, made[0].sha256):
+                raise ModelMissing(f"the LoRA {one.name!r} here is another one than was asked for")
+            uses.append(made[0].model_dump() | {"first": one.first, "last": one.last})
+        return loras.fitted(parse(**given, loras=uses), self._settings, {})
 
     def _name(self, given: Mapping[str, Any]) -> str:
         if "model" in given:

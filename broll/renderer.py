@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, takes, wiring
+from broll import catalog, loras, takes, wiring
 from broll.errors import BadSnapshot, BrollError, OutputError
 from broll.events import (
     Clip,
@@ -89,7 +89,8 @@ class Renderer:
     def _run(self, work: Work, flag: Flag) -> Iterator[Event]:
         spec = VideoSpec.model_validate_json(work.spec)
         begin = time.perf_counter()
-        config, parts = self._load(work.model)
+        config, whole = self._load(work.model)
+        parts, _ = loras.on(whole, spec, self.settings)
         yield Loaded(work.model, time.perf_counter() - begin)
         flag.check()
         interruptible(parts, flag)

@@ -8,7 +8,7 @@ complete.
 import hashlib
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from broll.errors import BadOption, BadPrompt, BrollError
 
@@ -40,6 +40,26 @@ class Title(BaseModel):
     text: Annotated[str, Field(min_length=1, max_length=300)]
 
 
+class LoraUse(BaseModel):
+    """A LoRA beside the model: its name here, its digest, how strong, and in which steps (from 0, both included)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    weight: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    first: Annotated[int | None, Field(ge=0, le=999)] = None
+    last: Annotated[int | None, Field(ge=0, le=999)] = None
+
+    @model_validator(mode="after")
+    def _range(self) -> "LoraUse":
+        if (self.first is None) != (self.last is None) or (self.first or 0) > (self.last or 0):
+            raise BadOption(
+                f"the steps of the LoRA {self.name} are {self.first} to {self.last}; give first and last"
+            )
+        return self
+
+
 class VideoSpec(BaseModel):
     """One clip, as asked for."""
 
@@ -62,8 +82,11 @@ class VideoSpec(BaseModel):
     image: Artifact | None = None  # first frame
     last_image: Artifact | None = None
     preprocessing: Literal["official", "diffusers"] = "official"  # of the pictures
+    loras: Annotated[tuple[LoraUse, ...], Field(max_length=8)] = ()
     titles: Annotated[tuple[Title, ...], Field(max_length=20)] = ()
-    motion: Literal["low", "medium", "high"] | None = None  # measured in the clip, which is retimed to meet it
+    motion: Literal["low", "medium", "high"] | None = (
+        None  # measured in the clip, which is retimed to meet it
+    )
     takes: Annotated[int | None, Field(ge=1, le=MAX_TAKES)] = None  # so many seeds, one kept
     pick: Pick | None = None  # by what the take to keep is chosen
 

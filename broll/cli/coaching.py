@@ -7,7 +7,7 @@ from broll.prompts.report import CameraOut, FindingOut, Report, camera
 
 if TYPE_CHECKING:
     from broll.clips import Record, Tried
-    from broll.media.camera_move import Camera
+    from broll.media.camera import Camera
     from broll.media.checks import Checks
 
 UNITS = {

@@ -66,6 +66,13 @@ def generate(
     preprocessing: Annotated[
         str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA beside the model: NAME[:WEIGHT[:FIRST-LAST]]; may be given again.",
+            rich_help_panel=How,
+        ),
+    ] = None,
     no_coach: Annotated[
         bool, typer.Option("--no-coach", help="Say nothing of the prompt.", rich_help_panel=Coach)
     ] = False,
@@ -161,7 +168,7 @@ def ready(
     options: "Options", settings: "Settings", stop: Stop, show: "Display"
 ) -> "tuple[Job, Parts, Forecast]":
     """The job, announced, and its model, loaded."""
-    from broll import wiring
+    from broll import loras, wiring
     from broll.cli.coaching import announce_coach
     from broll.cli.forecast import forecast
     from broll.cli.request import prepare
@@ -182,7 +189,9 @@ def ready(
     for picture in job.pictures:
         wiring.keep_picture(settings, picture)
     show.stage(f"loading {job.model.name}")
-    parts = wiring.load(job.model, job.config)
+    parts, unused = loras.on(wiring.load(job.model, job.config), job.spec, settings, job.loras)
+    for line in unused:
+        say(f"warning: {line}")
     stop.check()
     return job, parts, expected
 

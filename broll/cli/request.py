@@ -7,11 +7,11 @@ What is cheap to refuse is refused first; torch is not imported for a bad prompt
 
 import re
 import unicodedata
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, clips, coaching, takes, wiring
+from broll import catalog, clips, coaching, loras, takes, wiring
 from broll.cli.output import say
 from broll.engine.config import FPS, ModelConfig, Task
 from broll.errors import BadOption, BadPrompt, OutputError
@@ -52,6 +52,7 @@ class Options:
     last_image: Path | None = None
     grid: str | None = None
     preprocessing: str | None = None
+    lora: list[str] | None = None
     motion: str | None = None
     takes: int | None = None
     pick: str | None = None
@@ -83,6 +84,7 @@ class Job:
     poster: Path | None
     sheet: Path | None
     coach: Report | None = None
+    loras: dict[str, Path] = field(default_factory=dict)  # by digest, where they are if not by their name
     resume: "tuple[Path, Snapshot] | None" = None
 
 
@@ -104,9 +106,9 @@ def check_together(options: Options) -> None:
     if options.resume is None:
         return
     free = {"resume", "model", "out", "format", "force", "poster", "sheet", "as_json", "quiet"}
-    for field in fields(options):
-        if field.name not in free and getattr(options, field.name) not in (None, False):
-            name = "the prompt" if field.name == "prompt" else "--" + field.name.replace("_", "-")
+    for option in fields(options):
+        if option.name not in free and getattr(options, option.name) not in (None, False):
+            name = "the prompt" if option.name == "prompt" else "--" + option.name.replace("_", "-")
             raise BadOption(f"--resume goes on with the clip that was begun; {name} cannot be changed now")
 
 
@@ -126,15 +128,21 @@ def fresh(options: Options, settings: Settings) -> Job:
     given |= {field: picture.artifact for field, picture in pictures.items()}
     model = catalog.find(settings, name) if name is not None else catalog.best(settings, task_of(pictures))
     spec = parse(**given | {"model": model.name})
-    config = wiring.describe(model)
+    config, places = wiring.describe(model), dict[str, Path]()
     if spec.motion and spec.takes is None and not liked:
         spec = spec.model_copy(update={"takes": RETAKES})
+    if options.lora:
+        uses, places = loras.wanted(settings, map(loras.parse, options.lora), paths=True)
+        spec = parse(**spec.model_dump() | {"loras": uses})
+    spec, told = loras.fitted(spec, settings, places)
+    if told:
+        say(f"{spec.model}, {told}")
     repeated = liked is not None and options.prompt is None
     first = pictures["image"].png if "image" in pictures else None
     spec, report = coached(options, spec, config, "off" if repeated else mode(options), settings, first)
     takes.check(spec)
     job = complete(options, settings, model, config, spec, tuple(pictures.values()))
-    job = replace(job, coach=liked.coach if liked is not None and repeated else report)
+    job = replace(job, loras=places, coach=liked.coach if liked is not None and repeated else report)
     if liked:
         warn_of_other_weights(liked, job)
     return job

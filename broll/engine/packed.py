@@ -12,6 +12,7 @@ them, or the CPU has no AVX512 for them, `pack` leaves the model as it is.
 import functools
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from broll.engine.transformer import Block, Transformer
@@ -29,6 +30,13 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         name, algorithm = self.activation
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], algorithm)
+
+    def product(self, x: Tensor) -> Tensor:
+        """Without the GELU, for what is added before it (lora_layers.py)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+
+    def activate(self, y: Tensor) -> Tensor:
+        return F.gelu(y, approximate="tanh") if self.activation[0] == "gelu" else y
 
 
 @functools.cache

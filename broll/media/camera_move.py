@@ -1,30 +1,25 @@
-"""What the camera did, named from the field of a clip.
+"""The camera's move, named from what the kinds of camera explain.
 
-    still      no part moves the picture by more than STILL of its width, or by SURELY with a sign that changes
-    handheld   still on the whole, but it shakes
-    zoom       the picture grows everywhere alike; dolly: what is near grows more
-    pan, tilt  all depths move alike, as a turn of the camera moves them; truck, pedestal: what is near moves more
-    orbit      the sides move and the subject in the middle does not, or moves the other way
-    roll       the picture leans
+One name a clip, by a few questions in order:
 
-Named is the camera's direction: in a pan to the right the picture moves left. One name a clip, the largest part.
-A camera that turns with its subject looks like an orbit from these tracks alone, and says orbit.
+    grows     rows swell, at both sides, and a dolly explains the field: zoom if one growth fits all, else dolly
+    rises     a tilt fits all; if not, but everything goes up or down: pedestal
+    rolls     the picture leans
+    sideways  the bow tells a camera that turns from one that slides: pan or truck; what turns, but holds something at
+              the middle or goes both ways: orbit
+    none      static
 
-Left out: moves one after another, of which the largest sum is named; crane, dolly zoom and other mixtures.
+Named is the camera's direction: in a pan to the right the picture moves left. A camera that turns with its subject, so
+that the subject stays at the middle, looks like an orbit from the tracks alone, and is called one.
+
+Left out: moves one after another; crane, dolly zoom and other mixtures, of which the largest part is named.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from broll.media.camera_field import COLUMNS, OFTEN, ROWS, Parts, gather, parts, votes
-from broll.media.camera_track import Chain
-
-Floats = NDArray[np.float64]
+from broll.media.camera_models import Evidence
 
 Move = Literal[
     "static", "pan left", "pan right", "tilt up", "tilt down", "roll left", "roll right", "zoom in", "zoom out",
@@ -32,210 +27,84 @@ Move = Literal[
     "handheld",
 ]  # fmt: skip
 MOVES: tuple[str, ...] = get_args(Move)
-Speed = Literal["slow", "normal", "fast"]
 
-SURELY, STILL = 0.02, 0.01  # frame widths over the clip: above the first it moves; between them, if steadily
-STEADY, STEADIER = 0.6, 0.9  # the sum of a part over the chains against the sum of its sizes
+MOVES_AT = 0.012  # frame widths a second: below it a turn is none
+EXPLAINED = 0.4  # share of the picture: less is nobody's motion
 RADIUS = 0.25  # frame widths from the middle at which growing and leaning are compared with moving
-GROWS = 0.35  # growing is small at the middle: it counts before moving from this share of it on
-ROUND = 0.1  # frame widths over the clip that the sides move in an orbit
-HELD = 0.45  # and the part of it that the subject may move along
-STAYS = 0.75  # share of the chains in which it does
-DEPTH_ACROSS, DEPTH_DOWN, DEPTH_GROW = 0.08, 0.12, 0.25  # spreads above which depths move differently
-SHAKE = 0.0025  # frame widths, RMS
-FEW = 12  # tracks: the middle of fewer shakes by itself
-STRETCH = 5.0  # seconds over which a smooth path is a cubic
-
-# Slow up to the first, fast from the second; percent of the frame a second, for growing percent a second. Midway
-# between the paces that nano was taught; in a pan 14 % is the seven seconds that cameramen give a thing to cross.
-PACES: dict[str, tuple[float, float]] = {
-    "pan": (10, 14.3), "truck": (10, 14.3), "tilt": (8.5, 12), "pedestal": (8.5, 12),
-    "zoom": (9, 12.5), "dolly": (9, 12.5), "orbit": (15, 22), "roll": (9, 14),
-}  # fmt: skip
 
 
-class Camera(BaseModel):
-    """What the camera did, measured.
-
-    move        the largest move, or static, or handheld
-    pan         % of the frame width over the clip; + the camera looks or goes to the right
-    tilt        % of the frame height over the clip; + up
-    zoom        how many times larger the picture is at the end
-    roll        degrees over the clip; + the camera turns clockwise, the picture the other way
-    parallax    how differently depths move: the middle deviation from a move that is the same at all depths, as a share
-                of the move; 0 to 1
-    jitter      % of the frame width, RMS around a smooth path
-    rate        % of the frame a second of the named move: width, height, or growth; of the sides in an orbit; of
-                a radian in a roll; 0 if static or handheld
-    speed       slow, normal or fast by that rate
-    confidence  0 to 1: how clearly this name stands above the next
-    tracked     the share of the picture in which anything could be followed, 0 to 1
-    """
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
-
-    move: Move
-    pan: float = 0.0
-    tilt: float = 0.0
-    zoom: float = 1.0
-    roll: float = 0.0
-    parallax: Annotated[float, Field(ge=0, le=1)] = 0.0
-    jitter: Annotated[float, Field(ge=0)] = 0.0
-    rate: Annotated[float, Field(ge=0)] = 0.0
-    speed: Speed = "slow"
-    confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
-    tracked: Annotated[float, Field(ge=0, le=1)] = 0.0
+def growing(e: Evidence) -> str | None:
+    bigger = e.bigger >= e.smaller
+    explained, sign = (e.bigger, 1) if bigger else (e.smaller, -1)
+    swells = e.swelling * sign > 0.1 and e.purity * sign > 0.45
+    others = max(e.rest, e.left, e.right, e.up, e.down, e.orbit_left, e.orbit_right)
+    alone = abs(e.purity) > 0.7 and explained > others + 0.1
+    sided = e.two_sided > 0.3 or (abs(e.swelling) > 0.75 and abs(e.purity) > 0.8) or alone
+    # No other camera may explain as much: water and clouds swell a little too.
+    best = explained > 0.75 and explained > e.rest + 0.1
+    best &= explained >= max(e.orbit_left, e.orbit_right) - 0.005 and explained > max(e.up, e.down)
+    if not (swells and sided and best):
+        return None
+    lens = e.rigid.share > 0.92 and abs(e.rigid.grow) > 0.03 and e.rest < 0.3
+    return f"{'zoom' if lens else 'dolly'} {'in' if bigger else 'out'}"
 
 
-@dataclass(frozen=True)
-class Course:
-    """The parts of every chain, and what they make over the clip: [chains] of each rate times its seconds."""
-
-    across: Floats
-    down: Floats
-    grow: Floats
-    lean: Floats
-    far: Floats
-    subject: Floats
-
-    @classmethod
-    def of(cls, vote: Floats, seconds: Floats, aspect: float) -> "Course":
-        often = np.isfinite(vote[..., 0]).mean(axis=0) >= OFTEN
-        each = [
-            (parts(gather(np.where(often[:, None], one, np.nan)[None], aspect), aspect), time)
-            for one, time in zip(vote, seconds, strict=True)
-        ]
-        columns = {
-            name: np.array([getattr(one, name) * time for one, time in each])
-            for name in ("across", "down", "grow", "lean", "far", "subject")
-        }
-        return cls(**columns)
+def rising(e: Evidence) -> str | None:
+    rigid, way = e.rigid, "up" if e.down >= e.up else "down"
+    one_way = max(e.up, e.down)
+    turns = rigid.share >= 0.5 and e.rest < 0.5
+    if turns and abs(rigid.down) > max(MOVES_AT, 1.5 * abs(rigid.across)):
+        # A tilt bends the picture; the same rate up or down everywhere without that is a far pedestal, or a long lens.
+        bends = e.bow_across / rigid.down > 0.3 or one_way < rigid.share + 0.015
+        kind = "tilt" if bends and rigid.share > one_way - 0.15 else "pedestal"
+        return f"{kind} {'up' if rigid.down > 0 else 'down'}"
+    if one_way > max(e.rest + 0.3, e.left, e.right, rigid.share):
+        return f"pedestal {way}"
+    return None
 
 
-def steadiness(values: Floats) -> float:
-    """1 if it always goes the same way, about 0 if it comes and goes."""
-    total = float(np.abs(values).sum())
-    return float(abs(values.sum())) / total if total > 0 else 0.0
+def leaning(e: Evidence) -> str | None:
+    rigid = e.rigid
+    others = max(0.01, abs(rigid.across), abs(rigid.down), RADIUS * abs(rigid.grow))
+    if rigid.share >= 0.8 and e.rest < 0.5 and RADIUS * abs(rigid.lean) > others:
+        return f"roll {'left' if rigid.lean > 0 else 'right'}"
+    return None
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A family of moves: how far it moves the picture over the clip, with a sign, and how steadily."""
-
-    family: str
-    amount: float  # frame widths
-    steady: float
-    name: str
-
-    @property
-    def moves(self) -> bool:
-        size = abs(self.amount)
-        return (size > SURELY and self.steady > STEADY) or (size > STILL and self.steady > STEADIER)
+def goes_sideways(e: Evidence) -> bool:
+    slid = max(e.left, e.right) > e.rest + 0.15
+    turned = e.rigid.share > e.rest + 0.15 and abs(e.rigid.across) > MOVES_AT
+    either = max(e.orbit_left, e.orbit_right) > e.rest + 0.25
+    wide = e.both_sides > 1 or e.rest < 0.5
+    wide |= abs(e.sideways) > 0.95 and e.pace > 0.03 and e.both_sides > 0.3
+    return (slid or turned or either) and wide
 
 
-def orbits(whole: Parts, course: Course, seconds: float) -> bool:
-    """The sides go far, and the subject stays: on the whole and nearly always, or it is one that crosses."""
-    stays = course.subject * np.sign(course.far) < HELD * np.abs(course.far)
-    stayed = whole.subject * np.sign(whole.far) < HELD * abs(whole.far)
-    return bool(abs(whole.far) * seconds > ROUND and stayed and stays.mean() > STAYS)
+def orbits(e: Evidence, way: float, *, turns: bool) -> bool:
+    explained = max(e.orbit_left, e.orbit_right)
+    share, still = e.rigid.share, e.still_middle * way
+    both_ways = abs(e.sideways) < 0.9 and turns and share < 0.7
+    stays = still > 1.5 and e.held >= 0.9 and share < 0.95 and (turns or share < 0.75)
+    holds = turns and e.held >= 0.8 and share < 0.93
+    return both_ways or stays or holds or (turns and share < 0.85 and explained > share + 0.12)
 
 
-def candidates(whole: Parts, course: Course, seconds: float) -> list[Candidate]:
-    """Every family, the largest first; growing comes before moving, which it is small beside at the middle."""
-    turned = whole.spread_across < DEPTH_ACROSS, whole.spread_down < DEPTH_DOWN
-    across, down = whole.across * seconds, whole.down * seconds
-    grow, lean = RADIUS * whole.grow * seconds, RADIUS * whole.lean * seconds
-    side = "pan" if turned[0] else "truck"
-    rise = "tilt" if turned[1] else "pedestal"
-    size = "zoom" if whole.spread_grow < DEPTH_GROW else "dolly"
-    found = [
-        Candidate(side, across, steadiness(course.across), f"{side} {'left' if across > 0 else 'right'}"),
-        Candidate(rise, down, steadiness(course.down), f"{rise} {'up' if down > 0 else 'down'}"),
-        Candidate("roll", lean, steadiness(course.lean), f"roll {'left' if lean > 0 else 'right'}"),
-    ]
-    if orbits(whole, course, seconds):
-        far = whole.far * seconds
-        found[0] = Candidate("orbit", far, steadiness(course.far), f"orbit {'right' if far > 0 else 'left'}")
-    found.sort(key=lambda each: -abs(each.amount))
-    growing = Candidate(size, grow, steadiness(course.grow), f"{size} {'in' if grow > 0 else 'out'}")
-    place = 0 if abs(grow) > GROWS * abs(found[0].amount) else 1
-    return [*found[:place], growing, *found[place:]]
+def sideways(e: Evidence) -> str | None:
+    if not goes_sideways(e):
+        return None
+    way = float(np.sign(e.sideways if abs(e.sideways) > 0.9 else e.bow))
+    turns = e.bow * way > 0.5 * e.pace and e.bow_sure > 2
+    if orbits(e, way, turns=turns):
+        return f"orbit {'right' if way > 0 else 'left'}"
+    slid = max(e.left, e.right)
+    if turns or (e.rigid.share > 0.85 and slid < e.rigid.share + 0.03):
+        return f"pan {'left' if e.sideways > 0 else 'right'}"
+    return f"truck {'left' if e.right >= e.left else 'right'}"
 
 
-def path(chains: Sequence[Chain]) -> Floats:
-    """[frames, 2]: where the middle of all tracks went, frame widths."""
-    steps = [np.zeros((1, 2))]
-    for chain in chains:
-        each = np.diff(chain.track, axis=0)
-        steps.append(np.median(each, axis=1) if each.shape[1] >= FEW else np.zeros((chain.steps, 2)))
-    return np.asarray(np.cumsum(np.concatenate(steps), axis=0))
-
-
-def jitter(way: Floats, fps: float) -> float:
-    """RMS around a cubic, stretch by stretch, frame widths: an eased move is smooth, a hand is not."""
-    pieces = max(1, round(len(way) / fps / STRETCH))
-    left = 0.0
-    for piece in np.array_split(way, pieces):
-        if len(piece) > 6:
-            time = np.linspace(-1, 1, len(piece))
-            curve = np.polynomial.polynomial.polyfit(time, piece, 3)
-            left += float(((piece - np.polynomial.polynomial.polyval(time, curve).T) ** 2).sum())
-    return (left / len(way)) ** 0.5
-
-
-def speed(family: str, rate: float) -> Speed:
-    slow, fast = PACES[family]
-    return "fast" if rate >= fast else "slow" if rate < slow else "normal"
-
-
-def rate_of(named: Candidate, seconds: float, aspect: float) -> float:
-    """Percent of the frame a second."""
-    size = 100 * abs(named.amount) / seconds
-    if named.family in ("tilt", "pedestal"):
-        return size / aspect
-    return size / RADIUS if named.family in ("zoom", "dolly", "roll") else size
-
-
-def parallax(whole: Parts, family: str) -> float:
-    left = {
-        "tilt": whole.spread_down, "pedestal": whole.spread_down,
-        "zoom": whole.spread_grow, "dolly": whole.spread_grow, "roll": 0.0,
-    }.get(family, whole.spread_across)  # fmt: skip
-    return min(1.0, left)
-
-
-def certainty(ranked: Sequence[Candidate], named: Candidate | None, whole: Parts) -> float:
-    """How far the largest part stands above the next; of a still camera, how far below what would move it."""
-    seen = min(1.0, whole.cells / 20)
-    if named is None:
-        largest = max((abs(each.amount) * each.steady for each in ranked), default=0.0)
-        return seen * max(0.0, 1 - largest / SURELY)
-    next_one = max((abs(each.amount) for each in ranked if each is not named), default=0.0)
-    return seen * named.steady * abs(named.amount) / (abs(named.amount) + next_one)
-
-
-def camera(chains: Sequence[Chain], fps: float, aspect: float) -> Camera:
-    """aspect: height / width of the frame."""
-    times = np.array([chain.steps for chain in chains]) / fps
-    seconds = float(times.sum())
-    if seconds == 0:
-        return Camera(move="static")
-    vote = votes(chains, fps, aspect)
-    whole, course = parts(gather(vote, aspect), aspect), Course.of(vote, times, aspect)
-    ranked = candidates(whole, course, seconds)
-    named = next((each for each in ranked if each.moves), None)
-    shake = jitter(path(chains), fps)
-    rate = rate_of(named, seconds, aspect) if named else 0.0
-    return Camera(
-        move=named.name if named else "handheld" if shake > SHAKE else "static",  # type: ignore[arg-type]
-        pan=-100 * float(course.across.sum()),
-        tilt=100 * float(course.down.sum()) / aspect,
-        zoom=float(np.exp(np.clip(course.grow.sum(), -3, 3))),
-        roll=float(np.degrees(-course.lean.sum())),
-        parallax=parallax(whole, named.family) if named else 0.0,
-        jitter=100 * shake,
-        rate=rate,
-        speed=speed(named.family, rate) if named else "slow",
-        confidence=certainty(ranked, named, whole),
-        tracked=min(1.0, whole.cells / (ROWS * COLUMNS)),
-    )
+def name(e: Evidence) -> Move:
+    if max(e.plain, e.orbit_left, e.orbit_right) < EXPLAINED:
+        return "static"
+    found = growing(e) or rising(e) or leaning(e) or sideways(e) or "static"
+    assert found in MOVES, found
+    return cast("Move", found)

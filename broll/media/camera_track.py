@@ -1,7 +1,8 @@
 """How points of the picture move: corners followed in short chains.
 
     look     every frame becomes a small grey picture whose contrast is the same everywhere, so that night, haze and
-             exposure do not matter; softened first, so that grain matters little
+             exposure do not matter; softened first, so that grain matters little, and where there is much of it, as
+             the mean of a few frames
     chain    corners (Shi, Tomasi, CVPR 1994) followed for half a second by pyramidal Lucas-Kanade (Bouguet 2000) and
              all the way back; a track that does not return to where it began is dropped. Then new corners are
              found, so that what comes into the picture is seen and no track gets old
@@ -22,7 +23,7 @@ Floats = NDArray[np.float64]
 Points = NDArray[np.float32]  # [n, 1, 2] pixels
 
 WIDTH = 320  # of the pictures that are tracked
-LOWEST = 16  # rows: a strip below it has nothing to follow
+LOWEST, TALLEST = 48, 2.0  # rows, and heights in widths: thinner strips are stretched, taller ones squeezed
 AROUND = 41  # pixels: what contrast is measured over
 SOFT, SOFTEST = 1.2, 3.6  # pixels: blur without grain, and the most there is
 SOFTER = 0.13  # pixels of blur a level of grain
@@ -33,18 +34,23 @@ TILE, IN_TILE = 32, 6  # pixels; corners in a tile
 APART = 9  # pixels
 BLOCK = 9  # pixels that a corner is judged by
 WEAKEST = 2e-5  # OpenCV's units: what grain makes of a flat picture stays below
-WINDOW = (21, 21)
+WINDOW, WIDER = 21, 31  # pixels that a corner is found again by: without grain, and with much
+GRAINY = 3.0  # levels of grain from which on several frames make one look
+LOOKS = 8.0  # a second: as many remain
 STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 20, 0.02)
 RETURN = 0.6  # pixels: how far from its beginning a track may end on its way back
 
 
 @dataclass(frozen=True)
 class Chain:
-    """What `steps` frames from `start` on showed: the way of n corners that could be followed to the end."""
+    """What `steps` frames from `start` on showed: the way of n corners that could be followed to the end.
+
+    A track has a place for every look, and a look may be the mean of a few frames.
+    """
 
     start: int
     steps: int
-    track: Floats  # [steps + 1, n, 2]
+    track: Floats  # [looks, n, 2]
 
     @property
     def at(self) -> Floats:
@@ -55,10 +61,15 @@ class Chain:
     def moved(self) -> Floats:
         return np.asarray(self.track[-1] - self.track[0])
 
+    def rate(self, fps: float) -> Floats:
+        """[n, 2]: frame widths a second."""
+        return np.asarray(self.moved * fps / self.steps)
+
 
 def sized(frame: Frame, width: int) -> Frame:
-    """The frame at this width, by area when it shrinks; a thin strip becomes higher than it is."""
-    height = max(LOWEST, round(frame.shape[0] * width / frame.shape[1]))
+    """The frame at this width, by area when it shrinks."""
+    height = round(frame.shape[0] * width / frame.shape[1])
+    height = min(max(LOWEST, height), round(TALLEST * width))
     if frame.shape[:2] == (height, width):
         return frame
     how = cv2.INTER_AREA if frame.shape[1] > width else cv2.INTER_LINEAR
@@ -79,7 +90,7 @@ def look(frame: Frame, noise: float = 0.0) -> Grey:
     grey = cv2.cvtColor(sized(frame, WIDTH), cv2.COLOR_RGB2GRAY).astype(np.float32)
     grey = cv2.GaussianBlur(grey, (0, 0), soft)
     detail = grey - cv2.blur(grey, (AROUND, AROUND))
-    contrast = np.sqrt(cv2.blur(detail * detail, (AROUND, AROUND)))
+    contrast = np.sqrt(np.maximum(cv2.blur(detail * detail, (AROUND, AROUND)), 0))
     return np.asarray(np.clip(128 + 50 * detail / (contrast + FAINT + 2 * left), 0, 255), np.uint8)
 
 
@@ -97,27 +108,27 @@ def corners(picture: Grey) -> Points:
     return np.stack([x[kept], y[kept]], axis=1).astype(np.float32)[:, None]
 
 
-def walk(pictures: Sequence[Grey], points: Points) -> tuple[list[Points], NDArray[np.bool_]]:
+def walk(pictures: Sequence[Grey], points: Points, window: int) -> tuple[list[Points], NDArray[np.bool_]]:
     """Where the points are in every picture, and which of them were never lost."""
     way, kept = [points], np.ones(len(points), bool)
     for before, after in zip(pictures, pictures[1:], strict=False):
         moved, found, _ = cv2.calcOpticalFlowPyrLK(
-            before, after, way[-1], None, winSize=WINDOW, maxLevel=3, criteria=STOP
+            before, after, way[-1], None, winSize=(window, window), maxLevel=3, criteria=STOP
         )
         way.append(moved)
         kept &= found[:, 0] > 0
     return way, kept
 
 
-def follow(pictures: Sequence[Grey], start: int = 0) -> Chain:
-    """A chain over these pictures, of whatever comes back to where it began."""
+def follow(pictures: Sequence[Grey], start: int, frames: int, window: int = WINDOW) -> Chain:
+    """A chain over these pictures, `frames` apart, of whatever comes back to where it began."""
     height, width = pictures[0].shape
     first = corners(pictures[0])
-    steps = len(pictures) - 1
+    steps = frames * (len(pictures) - 1)
     if len(first) == 0:
-        return Chain(start, steps, np.zeros((steps + 1, 0, 2)))
-    way, kept = walk(pictures, first)
-    back, returned = walk(pictures[::-1], way[-1])
+        return Chain(start, steps, np.zeros((len(pictures), 0, 2)))
+    way, kept = walk(pictures, first, window)
+    back, returned = walk(pictures[::-1], way[-1], window)
     miss = np.linalg.norm((back[-1] - first)[:, 0], axis=1)
     end = way[-1][:, 0]
     inside = ((end >= 0) & (end < [width, height])).all(axis=1)
@@ -126,16 +137,37 @@ def follow(pictures: Sequence[Grey], start: int = 0) -> Chain:
 
 
 class Tracker:
-    """Takes the pictures of a clip one by one and keeps half a second of them."""
+    """Takes the frames of a clip one by one and keeps half a second of their looks."""
 
     def __init__(self, fps: float) -> None:
-        self.chains: list[Chain] = []
-        self._steps = max(1, round(SPAN * fps))
+        self._fps = fps
+        self._chains: list[Chain] = []
         self._pictures: list[Grey] = []
         self._start = 0
+        self._sum: Floats = np.zeros(0)
+        self._summed = 0
+        self._noise: float | None = None
+        self._bin = 1  # frames that make one look
+        self._steps = 1  # looks between the first and the last of a chain
 
-    def add(self, picture: Grey) -> None:
-        self._pictures.append(picture)
+    def _begin(self, frame: Frame) -> None:
+        self._noise = grain(frame)
+        if self._noise > GRAINY:
+            self._bin = max(1, int(self._fps / LOOKS))
+        self._steps = max(1, round(SPAN * self._fps / self._bin))
+
+    def add(self, frame: Frame) -> None:
+        if self._noise is None:
+            self._begin(frame)
+        small = sized(frame, WIDTH)
+        if self._bin > 1:
+            self._sum = small.astype(np.float64) if self._summed == 0 else self._sum + small
+            self._summed += 1
+            if self._summed < self._bin:
+                return
+            small = np.asarray(np.round(self._sum / self._bin), np.uint8)
+            self._summed = 0
+        self._pictures.append(look(small, (self._noise or 0.0) / self._bin**0.5))
         if len(self._pictures) > self._steps:
             self._close()
 
@@ -143,10 +175,11 @@ class Tracker:
         """The chains, a shorter last one included."""
         if len(self._pictures) > 1:
             self._close()
-        return self.chains
+        return self._chains
 
     def _close(self) -> None:
-        chain = follow(self._pictures, self._start)
-        self.chains.append(chain)
+        window = WINDOW if self._bin == 1 else WIDER
+        chain = follow(self._pictures, self._start, self._bin, window)
+        self._chains.append(chain)
         self._start += chain.steps
         self._pictures = self._pictures[-1:]

@@ -3,7 +3,7 @@
 Nothing here judges beauty or knows the prompt: these are numbers that can be put beside what was asked. One pass, frame
 by frame; memory does not grow with the clip but for a few numbers a frame and the tracks.
 
-    camera              tracks (camera_track), their field (camera_field), its name (camera_move)
+    camera              tracks, field, models, name: camera.py and the files it names
     motion, loop seam   dense flow (flow)
     cuts to drift       the course of a few numbers a frame (faults)
 
@@ -13,16 +13,16 @@ the motion is VBench's.
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from broll.errors import BadOption
-from broll.media import camera_move, faults, flow
-from broll.media.camera_move import Camera
-from broll.media.camera_track import WIDTH, Tracker, grain, look, sized
+from broll.media import faults, flow
+from broll.media.camera import Camera, camera
+from broll.media.camera_track import WIDTH, Tracker, sized
 from broll.media.video_file import probe, read_frames
 
 Frame = NDArray[np.uint8]  # [h, w, 3] RGB
@@ -64,7 +64,7 @@ class Checks(BaseModel):
     fps: Annotated[float, Field(gt=0)]
     camera: Camera
     motion: Annotated[float, Field(ge=0)]
-    motion_class: Literal["low", "medium", "high"]
+    motion_class: flow.Degree
     cuts: tuple[int, ...] = ()
     frozen: Share = 0.0
     freezes: tuple[tuple[int, int], ...] = ()
@@ -91,30 +91,25 @@ class Watcher:
         self._every = max(1, round(fps / flow.RATE))  # frames between two looks at the motion
         self._recent: list[Frame] = []  # as many small ones as the next look needs
         self._start: list[Frame] = []  # the first two
-        self._details: list[NDArray[np.uint8]] = []
         self._steps: list[Floats] = []
         self._motion: list[tuple[int, float]] = []
-        self._grain = 0.0
         self._first: Frame | None = None
         self._last: Frame | None = None
 
     def see(self, frame: Frame) -> None:
-        if self._first is None:
-            self._grain = grain(frame)
         picture = sized(frame, WIDTH)
-        small, detail = sized(picture, SMALL), look(picture, self._grain)
+        small = sized(picture, SMALL)
         self._first = frame if self._first is None else self._first
         self._last = frame
         self._start = self._start if len(self._start) == 2 else [*self._start, small]
         self._recent = [*self._recent[-max(self._every, 2) :], small]
-        self._details = [*self._details[-1:], detail]
-        self.course.append(faults.glance(self._recent[-3:], self._details))
+        self.course.append(faults.glance(self._recent[-3:]))
         if self.count:
             self._steps.append(flow.step(*self._recent[-2:]))
         if self.count and self.count % self._every == 0:
             before, after = (flow.grey(each) for each in (self._recent[-1 - self._every], small))
             self._motion.append((self.count, flow.amount(before, after, self._every / self.fps)))
-        self._tracker.add(detail)
+        self._tracker.add(frame)
         self.count += 1
 
     def checks(self) -> Checks:
@@ -134,7 +129,7 @@ class Watcher:
         return Checks(
             frames=self.count,
             fps=self.fps,
-            camera=camera_move.camera(whole, self.fps, height / width),
+            camera=camera(whole, self.fps, height / width),
             motion=mean,
             motion_class=flow.degree(mean),
             cuts=cuts,
@@ -150,7 +145,7 @@ class Watcher:
             **self._loop(),
         )
 
-    def _loop(self) -> dict[str, object]:
+    def _loop(self) -> dict[str, Any]:
         """How the last frame joins the first."""
         if self.count < 3:
             return {}

@@ -2,9 +2,9 @@
 
 A clip is reduced to a few numbers a frame (`glance`), and every fault is a plain function of their course.
 
-    cut       the picture is suddenly another one: it differs from the last several times more than its neighbours
-              do, and its detail does not correlate with what was there; a flash, after which the old picture is
-              back, is none
+    cut       the picture is suddenly another one: as thumbnails, which a moving camera changes slowly, it differs
+              from the last several times more than its neighbours do, and does not correlate with it; a flash, after
+              which the old picture is back, is none
     frozen    a frame that repeats the one before
     flicker   how much the light jumps from frame to frame, beyond any steady change: by the second difference, which
               is sqrt(6) times the deviation of white noise and nothing for a ramp
@@ -23,13 +23,14 @@ Frame = NDArray[np.uint8]  # [h, w, 3] RGB
 Grey = NDArray[np.uint8]  # [h, w]
 Floats = NDArray[np.float64]
 
-# Levels of 255. A still frame stored twice in mp4 differs by up to 0.05 on average and by 3 at most; rendered water
+# Levels of 255. A still frame stored twice in mp4 differs by up to 0.1 on average and by 5 at most; rendered water
 # under a still camera by 0.1 and 13.
-STILL, STILL_PEAK = 0.06, 4
+STILL, STILL_PEAK = 0.15, 6
 RUN = 3  # frames: a shorter repetition is a stutter, not a freeze
-JUMP = 4.0  # a cut differs from what was before by so many times what is usual around it
+THUMB = (16, 10)  # width, height
+JUMP = 1.5  # a cut differs from what was before by so many times what is usual around it
 DIFFERENT = 8.0  # levels: and at least by so much
-UNLIKE = 0.5  # correlation: and its detail is not the one before
+UNLIKE, DROP = 0.5, 0.3  # correlation: and it is not like what was before, and less so than is usual
 DARK = 4.0  # L of 100: the mean of a black frame
 LIT = 12.0  # L: nearly all of a black frame is darker
 NEAR = 6  # frames on either side that say what is usual
@@ -46,13 +47,14 @@ class Glance:
     bright: float  # the L that 99 % of the picture stay below
     change: float  # mean absolute difference from the frame before, levels
     peak: float  # the largest of these differences
+    step: float  # the mean difference of the thumbnails
     back: float  # the same from the frame before that
-    likeness: float  # correlation of the detail with the frame before, -1 to 1
+    likeness: float  # correlation of the thumbnails with the one before, -1 to 1
 
 
-def correlation(a: Grey, b: Grey) -> float:
+def correlation(a: Grey | Frame, b: Grey | Frame) -> float:
     """Of two pictures; 1 for two that show nothing, 0 if one of them does."""
-    x, y = (each.astype(np.float32).ravel() for each in (a[::2, ::2], b[::2, ::2]))
+    x, y = (each.astype(np.float32).ravel() for each in (a, b))
     x, y = x - x.mean(), y - y.mean()
     spread_x, spread_y = float(x @ x) / len(x), float(y @ y) / len(y)
     if min(spread_x, spread_y) < 1:
@@ -60,8 +62,13 @@ def correlation(a: Grey, b: Grey) -> float:
     return float(x @ y) / len(x) / (spread_x * spread_y) ** 0.5
 
 
-def glance(small: list[Frame], details: list[Grey]) -> Glance:
-    """Of the last of at most three small frames, and of at most two pictures of their detail."""
+def thumbnail(small: Frame) -> Frame:
+    return np.asarray(cv2.resize(small, THUMB, interpolation=cv2.INTER_AREA))
+
+
+def glance(small: list[Frame]) -> Glance:
+    """Of the last of at most three small frames."""
+    thumbs = [thumbnail(each) for each in small]
     lab = cv2.cvtColor(small[-1].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
     light, green_red, blue_yellow, _ = cv2.mean(lab)
     return Glance(
@@ -71,8 +78,9 @@ def glance(small: list[Frame], details: list[Grey]) -> Glance:
         bright=float(np.percentile(lab[..., 0], 99)),
         change=difference(small[-1], small[-2]) if len(small) > 1 else 0.0,
         peak=float(cv2.norm(small[-1], small[-2], cv2.NORM_INF)) if len(small) > 1 else 0.0,
-        back=difference(small[-1], small[-3]) if len(small) > 2 else 255.0,
-        likeness=correlation(*details[-2:]) if len(details) > 1 else 1.0,
+        step=difference(thumbs[-1], thumbs[-2]) if len(small) > 1 else 0.0,
+        back=difference(thumbs[-1], thumbs[-3]) if len(small) > 2 else 255.0,
+        likeness=correlation(thumbs[-1], thumbs[-2]) if len(small) > 1 else 1.0,
     )
 
 
@@ -80,22 +88,24 @@ def difference(a: Frame, b: Frame) -> float:
     return float(cv2.norm(a, b, cv2.NORM_L1)) / a.size
 
 
-def usual(changes: Floats, index: int) -> float:
-    """The middle change around a frame, the frame and its next left out: a flash makes two."""
-    around = np.r_[changes[max(1, index - NEAR) : index], changes[index + 2 : index + 2 + NEAR]]
-    return float(np.median(around)) if len(around) else 0.0
+def usual(values: Floats, index: int, nothing: float) -> float:
+    """The middle value around a frame, the frame and its next left out: a flash makes two."""
+    around = np.r_[values[max(1, index - NEAR) : index], values[index + 2 : index + 2 + NEAR]]
+    return float(np.median(around)) if len(around) else nothing
 
 
 def cuts(course: list[Glance]) -> tuple[int, ...]:
     """Numbers of the frames that begin another picture."""
-    changes = np.array([each.change for each in course])
+    steps = np.array([each.step for each in course])
+    likes = np.array([each.likeness for each in course])
     found: list[int] = []
     for index, each in enumerate(course):
-        if index == 0 or each.change < max(DIFFERENT, JUMP * usual(changes, index)):
+        if index == 0 or each.step < max(DIFFERENT, JUMP * usual(steps, index, 0.0)):
             continue
-        returns = index + 1 < len(course) and course[index + 1].back < each.change / 3
-        returned = each.back < each.change / 3
-        if each.likeness < UNLIKE and not returns and not returned:
+        returns = index + 1 < len(course) and course[index + 1].back < each.step / 3
+        returned = each.back < each.step / 3
+        unlike = min(UNLIKE, usual(likes, index, 1.0) - DROP)
+        if each.likeness < unlike and not returns and not returned:
             found.append(index)
     return tuple(found)
 

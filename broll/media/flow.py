@@ -9,6 +9,8 @@
 It counts the camera's motion too, as VBench does.
 """
 
+from typing import Literal
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +19,14 @@ Frame = NDArray[np.uint8]  # [h, w, 3] RGB
 Grey = NDArray[np.uint8]  # [h, w]
 Floats = NDArray[np.float64]
 
+LEAST = 32  # pixels of the lesser side: DIS has no room for its patches below, and crashes
 RATE = 8.0  # looks a second, VBench's own
 TOP = 0.05
 # Shorter sides a second, in percent. VBench calls a clip dynamic from 6 * min(h, w) / 256 pixels a look: 18.75 % a
 # second. A quarter of that takes more than twenty seconds to cross the picture: water, leaves, a breath.
 HIGH = 18.75
 LOW = HIGH / 4
+Degree = Literal["low", "medium", "high"]
 
 REGIONS = (3, 4)  # rows, columns of the seam
 FLOOR = 0.5  # levels: a region that never changes is not judged by less
@@ -35,9 +39,9 @@ def grey(small: Frame) -> Grey:
 
 def flow(before: Grey, after: Grey) -> NDArray[np.float32]:
     """[h, w, 2] pixels, x and y."""
-    if min(before.shape) < 16:  # DIS needs room for its patches
+    if min(before.shape) < LEAST:
         return np.zeros((*before.shape, 2), np.float32)
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     return np.asarray(method.calc(before, after, None))
 
 
@@ -48,7 +52,7 @@ def amount(before: Grey, after: Grey, seconds: float) -> float:
     return 100 * float(np.partition(length, -count)[-count:].mean()) / min(before.shape) / seconds
 
 
-def degree(motion: float) -> str:
+def degree(motion: float) -> Degree:
     """One of low, medium, high."""
     return "high" if motion >= HIGH else "low" if motion < LOW else "medium"
 

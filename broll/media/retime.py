@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broll.errors import BadOption
-from broll.media.faults import DIFFERENT, UNLIKE, correlation
+from broll.media.faults import DIFFERENT, UNLIKE, correlation, difference, thumbnail
+from broll.media.flow import LEAST
 
 Frame = NDArray[np.uint8]  # [h, w, 3] RGB
 Frames = NDArray[np.uint8]  # [f, h, w, 3]
@@ -51,12 +52,11 @@ class Between:
     def __init__(self, a: Frame, b: Frame) -> None:
         self.a, self.b = np.ascontiguousarray(a), np.ascontiguousarray(b)
         small_a, small_b = (self._small(frame) for frame in (self.a, self.b))
-        different = float(cv2.absdiff(small_a, small_b).mean())
-        self.cut = different > 2 * DIFFERENT and correlation(small_a, small_b) < UNLIKE
-        if min(small_a.shape) < 16:  # DIS needs room for its patches
-            self.cut = True
+        thumbs = [thumbnail(frame) for frame in (self.a, self.b)]
+        self.cut = difference(*thumbs) > DIFFERENT and correlation(*thumbs) < UNLIKE
+        self.cut |= min(small_a.shape) < LEAST
         if not self.cut:
-            method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+            method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
             there = method.calc(small_a, small_b, None)
             back = method.calc(small_b, small_a, None)
             self.there, self.trust_there = self._full(there, self._agreement(there, back))
@@ -69,7 +69,7 @@ class Between:
         height, width = grey.shape
         if width <= FLOW_WIDTH:
             return np.asarray(grey)
-        size = (FLOW_WIDTH, max(16, round(height * FLOW_WIDTH / width)))
+        size = (FLOW_WIDTH, max(LEAST, round(height * FLOW_WIDTH / width)))
         return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA))
 
     @staticmethod

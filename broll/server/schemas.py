@@ -44,6 +44,16 @@ def check_text(value: Any, depth: int = 0) -> None:
             check_text(item, depth + 1)
 
 
+class LoraAsked(Strict):
+    """A LoRA that the server has. A digest, if given, must be its own; steps count from 0, both included."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]{1,100}$")]
+    weight: Annotated[float | None, Field(ge=-10, le=10)] = None
+    first: Annotated[int | None, Field(ge=0, le=999)] = None
+    last: Annotated[int | None, Field(ge=0, le=999)] = None
+    sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+
+
 class Generate(Strict):
     """A clip, in the words of the native API. What is left out is the model's default."""
 
@@ -64,6 +74,7 @@ class Generate(Strict):
     grid: Literal["official", "diffusers"] | None = None
     preprocessing: Literal["official", "diffusers"] | None = None
     seed: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
+    loras: Annotated[list[LoraAsked], Field(max_length=8)] = []
     titles: Annotated[list[Title], Field(max_length=20)] = []
     motion: Literal["low", "medium", "high"] | None = None
     takes: Annotated[

@@ -30,7 +30,7 @@ from broll.settings import Settings
 REFERENCE = 1280 * 720  # pixels of the clip whose price the settings name
 SPEC_FIELDS = (
     "prompt", "frames", "width", "height", "model", "negative_prompt", "fps", "steps", "guidance", "shift",
-    "sampler", "grid", "preprocessing", "seed", "motion", "takes", "pick", "titles",
+    "sampler", "grid", "preprocessing", "seed", "motion", "takes", "pick", "titles", "loras",
 )  # fmt: skip
 
 

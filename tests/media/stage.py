@@ -43,8 +43,12 @@ def rotation(yaw, pitch, roll):
     return lean @ rise @ turn
 
 
+FINER = 2  # times the resolution that a frame is drawn at, so that the cloth does not twinkle
+
+
 def shot(pose, height, width, cloths):
     """One frame; pose: x, y, z, yaw, pitch, roll, zoom."""
+    height, width = FINER * height, FINER * width
     focal = FOCAL * width * pose.get("zoom", 1.0)
     lens = np.array([[focal, 0, width / 2 - 0.5], [0, -focal, height / 2 - 0.5], [0, 0, 1]])
     look = lens @ rotation(pose.get("yaw", 0), pose.get("pitch", 0), pose.get("roll", 0))
@@ -52,12 +56,11 @@ def shot(pose, height, width, cloths):
     frame = np.full((height, width, 3), 90, np.uint8)
     for (corner, along, up, _), texture in zip(PLANES, cloths, strict=True):
         plane = np.stack([np.array(along) / TEXTURE, np.array(up) / TEXTURE, np.array(corner) - place], 1)
-        flat = cv2.warpPerspective(
-            texture, look @ plane, (width, height), dst=frame, flags=cv2.INTER_AREA,
+        frame = cv2.warpPerspective(
+            texture, look @ plane, (width, height), dst=frame, flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_TRANSPARENT,
         )  # fmt: skip
-        frame = flat
-    return frame
+    return cv2.resize(frame, (width // FINER, height // FINER), interpolation=cv2.INTER_AREA)
 
 
 def film(poses, height=96, width=160, seed=0):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from broll.media.camera_field import gather, parts
-from broll.media.camera_move import MOVES, camera
+from broll.media.camera import camera
+from broll.media.camera_field import gather, votes
+from broll.media.camera_move import MOVES
 from broll.media.camera_track import WIDTH, Tracker, look
 from tests.media import stage
 
@@ -12,7 +13,7 @@ H, W, FPS = 96, 160, stage.FPS
 def chains(frames, fps=FPS):
     tracker = Tracker(fps)
     for frame in frames:
-        tracker.add(look(frame))
+        tracker.add(frame)
     return tracker.finish()
 
 
@@ -162,7 +163,7 @@ def test_noise_alone_is_still():
 
 
 def test_one_frame_and_five_frames_are_answered():
-    frames = stage.film(stage.moves(5)["pan left"])
+    frames = stage.film(stage.moves(5, size=0.2)["pan left"])
     assert seen(frames[:1]).move == "static"
     assert seen(frames).move == "pan left"
     assert seen(stage.film(stage.moves(5)["static"])).move == "static"
@@ -189,4 +190,4 @@ def test_tracks_follow_the_truth():
 
 
 def test_a_field_of_few_cells_says_nothing():
-    assert parts(gather([], FPS, 0.6), 0.6).cells == 0
+    assert len(gather(votes([], FPS, 0.6), 0.6)) == 0

@@ -1,0 +1,180 @@
+"""LoRAs by name: which are on this machine, what they want, and on a model for one clip.
+
+They lie in `settings.models / "loras"`: NAME.safetensors, or a folder NAME as PEFT writes it. The command line also
+takes a path. A spec holds name, digest, weight and steps; a clip is repeated only with a file of that digest.
+"""
+# ruff: noqa: PLC0415  torch is loaded when a file is read
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from broll.errors import BadOption, ModelMissing
+from broll.settings import Settings
+from broll.spec import LoraUse, VideoSpec
+
+if TYPE_CHECKING:
+    from broll.engine.load import Parts
+    from broll.engine.lora import Entry
+    from broll.engine.lora_facts import Recommended
+    from broll.engine.lora_files import Lora
+
+ASKED = re.compile(r"(?P<name>.+?)(?::(?P<weight>-?\d+(?:\.\d+)?)(?::(?P<first>\d+)-(?P<last>\d+))?)?")
+FOLDER = "loras"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A LoRA as it was asked for: a name or a path; steps count from 1, as people do."""
+
+    name: str
+    weight: float | None = None
+    steps: tuple[int, int] | None = None
+
+
+def parse(text: str) -> Asked:
+    """NAME[:WEIGHT[:FIRST-LAST]]"""
+    match = ASKED.fullmatch(text.strip())
+    if match is None:
+        raise BadOption(f"--lora is {text!r}; it must be NAME[:WEIGHT[:FIRST-LAST]], such as film:0.8:1-10")
+    weight = None if match["weight"] is None else float(match["weight"])
+    steps = None if match["first"] is None else (int(match["first"]), int(match["last"]))
+    if weight is not None and not -10 <= weight <= 10:
+        raise BadOption(f"the weight of the LoRA {match['name']} is {weight:g}; it can be -10 to 10")
+    if steps is not None and not 1 <= steps[0] <= steps[1] <= 1000:
+        raise BadOption(
+            f"the steps of the LoRA {match['name']} are {steps[0]}-{steps[1]}; they count from 1, the first one first"
+        )
+    return Asked(match["name"], weight, steps)
+
+
+def installed(settings: Settings) -> dict[str, Path]:
+    """Every LoRA in the folder, by name."""
+    try:
+        entries = sorted((settings.models / FOLDER).iterdir())
+    except OSError:
+        return {}
+    files = {path.stem: path for path in entries if path.suffix == ".safetensors" and path.is_file()}
+    return {path.name: path for path in entries if path.is_dir()} | files
+
+
+def find(settings: Settings, name: str, *, paths: bool = False) -> Path:
+    here = installed(settings)
+    if name in here:
+        return here[name]
+    path = Path(name).expanduser()
+    if paths and path.exists():
+        return path
+    known = ", ".join(here) or f"none; they belong into {settings.models / FOLDER}"
+    raise ModelMissing(f"there is no LoRA {name[:200]!r}; there are: {known}")
+
+
+def digest(path: Path) -> str:
+    """sha256 of the weights."""
+    from broll.engine.lora_files import file_of
+
+    file = file_of(path)
+    facts = file.stat()
+    return _digest(file, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(64)
+def _digest(file: Path, _size: int, _changed: int) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@functools.lru_cache(4)
+def _read(path: Path, _digest: str) -> "Lora":
+    from broll.engine.lora_files import read
+
+    return read(path)
+
+
+def wanted(
+    settings: Settings, asked: Iterable[Asked], *, paths: bool = False
+) -> tuple[tuple[LoraUse, ...], dict[str, Path]]:
+    """What a spec says of them, and where they are. Without a weight, each has its own recommendation, else 1."""
+    from broll.engine.lora_facts import facts
+
+    uses, places = [], {}
+    for one in asked:
+        path = find(settings, one.name, paths=paths)
+        known = facts(_read(path, digest(path)))
+        weight = one.weight if one.weight is not None else known.weight if known else 1.0
+        first, last = (one.steps[0] - 1, one.steps[1] - 1) if one.steps else (None, None)
+        name = re.sub(r"[^\w.-]+", "-", path.stem if path.is_file() else path.name)[:100]
+        uses.append(LoraUse(name=name, sha256=digest(path), weight=weight, first=first, last=last))
+        places[uses[-1].sha256] = path
+    return tuple(uses), places
+
+
+def recommended(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> "Recommended | None":
+    """What a distilled LoRA was made for. Two that disagree must be told apart by the user's own options."""
+    from broll.engine.lora_facts import facts
+
+    found = [made for use in spec.loras if (made := facts(_load(settings, use, places))) is not None]
+    numbers = {(made.steps, made.guidance, made.shift, made.sampler) for made in found}
+    fields = (spec.steps, spec.guidance, spec.shift, spec.sampler)
+    if len(numbers) > 1 and None in fields:
+        raise BadOption(
+            "these LoRAs want different steps or guidance; say --steps, --guidance, --shift and --sampler"
+        )
+    return found[0] if found else None
+
+
+def fitted(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> tuple[VideoSpec, str]:
+    """The spec with what its LoRAs want where it says nothing, and what to tell of it."""
+    known = recommended(spec, settings, places) if spec.loras else None
+    if known is None:
+        return spec, ""
+    names = ("steps", "guidance", "shift", "sampler")
+    missing = {
+        n: getattr(known, n) for n in names if getattr(spec, n) is None and getattr(known, n) is not None
+    }
+    told = ", ".join(
+        f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
+        for name, value in missing.items()
+    )
+    note = f"as its LoRA wants: {told}" if told else ""
+    if (spec.guidance or missing.get("guidance")) == 1 and spec.negative_prompt:
+        note += ("; " if note else "") + "at guidance 1 a negative prompt has no effect"
+    return spec.model_copy(update=missing), note
+
+
+def _load(settings: Settings, use: LoraUse, places: Mapping[str, Path]) -> "Lora":
+    path = places.get(use.sha256) or find(settings, use.name)
+    if digest(path) != use.sha256:
+        raise ModelMissing(f"the LoRA {use.name!r} here is another one than this clip was made with")
+    return _read(path, use.sha256)
+
+
+def on(
+    parts: "Parts", spec: VideoSpec, settings: Settings, places: Mapping[str, Path] | None = None
+) -> tuple["Parts", list[str]]:
+    """The model with the clip's stack beside it, or with none; and what in the files has no effect.
+
+    The transformer of `parts` is changed in place and stays the caller's; the parts that are given back differ in their
+    digests, so that a snapshot knows what it was made with.
+    """
+    from broll.engine import lora
+
+    stack: list[Entry] = [
+        (_load(settings, use, places or {}), use.weight, None if use.first is None else (use.first, use.last))
+        for use in spec.loras
+    ]
+    attached = lora.attach(parts.transformer, stack)
+    told = [str(unused) for unused in attached.unused] if attached else []
+    told += [
+        f"{one.name}: {len(one.unmatched)} keys have no place, such as {one.unmatched[0]}"
+        for one, _, _ in stack
+        if one.unmatched
+    ]
+    names = tuple(
+        (f"lora {use.name} {use.weight:g} {use.first}-{use.last}", use.sha256) for use in spec.loras
+    )
+    return replace(parts, digests=parts.digests + names), told

@@ -1,0 +1,154 @@
+"""LoRAs on the command line, in specs, in jobs: by name, with what they want, and gone again afterwards."""
+
+import json
+import shutil
+
+import pytest
+
+from broll import catalog, clips, loras, takes, wiring
+from broll.clips import Clip
+from broll.engine import pipeline
+from broll.errors import BadOption, ModelMissing
+from broll.events import Work
+from broll.renderer import Flag, Renderer
+from broll.settings import Settings
+from broll.spec import parse
+from tests import loras as files
+
+
+@pytest.fixture(scope="module")
+def models(tiny_models, tmp_path_factory):
+    """`tiny`, and three LoRAs: one plain, one distilled by its name, and one that nobody can read."""
+    folder = tmp_path_factory.mktemp("with-loras")
+    shutil.copytree(tiny_models / "tiny", folder / "tiny")
+    parts = wiring.load(
+        catalog.find(Settings(models=folder), "tiny"),
+        wiring.describe(catalog.find(Settings(models=folder), "tiny")),
+    )
+    place = folder / "loras"
+    place.mkdir()
+    made = files.pairs(parts.transformer)
+    files.save(made, "comfy", place / "film.safetensors")
+    files.save(files.pairs(parts.transformer, seed=8), "kohya", place / "lightx2v-4step.safetensors")
+    (place / "broken.safetensors").write_bytes(b"nonsense")
+    return folder
+
+
+@pytest.fixture
+def settings(models, tmp_path):
+    return Settings(models=models, data=tmp_path / "data", threads=1)
+
+
+@pytest.fixture
+def here(models, monkeypatch, tmp_path):
+    monkeypatch.setenv("BROLL_MODELS", str(models))
+    monkeypatch.setenv("BROLL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("BROLL_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "weight", "steps"),
+    [
+        ("film", "film", None, None),
+        ("film:0.8", "film", 0.8, None),
+        ("/a/b c.safetensors:-1:1-10", "/a/b c.safetensors", -1.0, (1, 10)),
+        ("C:/x.safetensors", "C:/x.safetensors", None, None),
+        ("odd:name", "odd:name", None, None),
+    ],
+)
+def test_what_is_typed_is_understood(text, name, weight, steps):
+    assert loras.parse(text) == loras.Asked(name, weight, steps)
+
+
+def test_a_name_or_a_path_becomes_a_digest_and_never_a_path(settings, models):
+    uses, places = loras.wanted(settings, [loras.Asked("film", 0.5, (2, 3))])
+    assert (uses[0].name, uses[0].weight, uses[0].first, uses[0].last) == ("film", 0.5, 1, 2)
+    assert places == {uses[0].sha256: models / "loras" / "film.safetensors"}
+    path = models / "loras" / "film.safetensors"
+    assert loras.wanted(settings, [loras.Asked(str(path))], paths=True)[0][0].sha256 == uses[0].sha256
+    with pytest.raises(ModelMissing, match="broken, film, lightx2v-4step"):
+        loras.wanted(settings, [loras.Asked(str(path))])
+
+
+def test_a_distilled_one_sets_what_the_user_left_open(settings):
+    uses, places = loras.wanted(settings, [loras.Asked("lightx2v-4step")])
+    spec, told = loras.fitted(
+        parse(model="tiny", prompt="a lake", loras=uses, negative_prompt="blur"), settings, places
+    )
+    assert (spec.steps, spec.guidance, spec.sampler) == (4, 1.0, "euler")
+    assert "steps 4" in told
+    assert "no effect" in told
+    spec, told = loras.fitted(parse(model="tiny", prompt="a lake", loras=uses, steps=9), settings, places)
+    assert spec.steps == 9
+
+
+def clip_of(models, settings, out, **fields):
+    model = catalog.find(settings, "tiny")
+    config = wiring.describe(model)
+    spec = pipeline.resolve(parse(**{"model": "tiny", "prompt": "a lake", "seed": 1} | fields), config)
+    parts, _ = loras.on(wiring.load(model, config), spec, settings)
+    *_, made = takes.make(spec, parts, out, format="mp4")
+    assert isinstance(made, Clip)
+    return made.record
+
+
+def test_a_lora_changes_the_clip_its_record_names_it_and_another_file_is_refused(models, settings, tmp_path):
+    plain = clip_of(models, settings, tmp_path / "plain.mp4")
+    uses, _ = loras.wanted(settings, [loras.Asked("film")])
+    styled = clip_of(models, settings, tmp_path / "styled.mp4", loras=uses)
+    assert styled.latents_sha256 != plain.latents_sha256
+    assert clips.read_record(tmp_path / "styled.mp4").spec.loras == uses
+    assert any(name.startswith("lora film 1 ") for name in styled.weights)
+    other = [uses[0].model_copy(update={"sha256": "0" * 64})]
+    with pytest.raises(ModelMissing, match="another one"):
+        clip_of(models, settings, tmp_path / "other.mp4", loras=other)
+
+
+def test_a_warm_renderer_forgets_the_lora_of_the_job_before(models, settings):
+    renderer = Renderer(settings)
+
+    def made(**fields):
+        config = wiring.describe(catalog.find(settings, "tiny"))
+        spec = pipeline.resolve(parse(**{"model": "tiny", "prompt": "a lake", "seed": 1} | fields), config)
+        *_, last = renderer.run(Work("job", "tiny", spec.model_dump_json(exclude_none=True)), Flag())
+        return json.loads(last.record)["latents_sha256"]
+
+    uses, _ = loras.wanted(settings, [loras.Asked("film", 2.0)])
+    before = made()
+    assert made(loras=uses) != before
+    assert made() == before
+
+
+def test_on_the_command_line(here, models, capsys):
+    from broll.cli import app
+
+    def broll(*words):
+        capsys.readouterr()
+        return app.run(["generate", *map(str, words)]), *capsys.readouterr()
+
+    status, out, err = broll("a lake", "--model", "tiny", "--seed", 1, "--lora", "lightx2v-4step", "--json")
+    told = json.loads(out)
+    assert (status, told["spec"]["steps"], told["spec"]["guidance"]) == (0, 4, 1.0)
+    assert "as its LoRA wants" in err
+    status, out, _ = broll("--like", told["file"], "--json")
+    assert json.loads(out)["latents_sha256"] == told["latents_sha256"]
+    refused = {"nothing": "model_missing", "broken": "bad_checkpoint", "film:99": "bad_option"}
+    refused |= {"film:1:0-3": "bad_option", "film:1:3-2": "bad_option"}
+    for bad, code in refused.items():
+        status, _, err = broll("a lake", "--model", "tiny", "--lora", bad)
+        assert status != 0
+        assert f"[{code}]" in err, err
+
+
+def test_two_distilled_ones_that_disagree_must_be_told_apart(settings, models):
+    (models / "loras" / "causvid.safetensors").write_bytes(
+        (models / "loras" / "film.safetensors").read_bytes()
+    )
+    try:
+        uses, places = loras.wanted(settings, [loras.Asked("lightx2v-4step"), loras.Asked("causvid")])
+        assert uses[1].weight == 0.3
+        with pytest.raises(BadOption, match="--steps"):
+            loras.fitted(parse(model="tiny", prompt="a lake", loras=uses), settings, places)
+    finally:
+        (models / "loras" / "causvid.safetensors").unlink()
