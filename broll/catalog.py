@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from broll.engine import model_toml
 from broll.engine.config import PUBLISHED, Task
 from broll.errors import BadCheckpoint, ModelMissing, UnknownModel
 from broll.settings import Settings
@@ -52,6 +53,9 @@ def published_name(text: str) -> str | None:
 
 def read_numbers(folder: Path) -> dict[str, Any] | None:
     """The transformer's config.json; None if this folder is no checkpoint of WAN."""
+    if model_toml.exists(folder):
+        made = model_toml.read(folder).model
+        return {"model_type": PUBLISHED[made].task if made else None}
     diffusers = (folder / "model_index.json").is_file()
     try:
         numbers = json.loads((folder / ("transformer" if diffusers else "") / "config.json").read_text())
@@ -86,7 +90,10 @@ def installed(settings: Settings) -> dict[str, Installed]:
         folders = []
     found: dict[str, Installed] = {}
     for folder in folders:
-        numbers = read_numbers(folder)
+        try:
+            numbers = read_numbers(folder)
+        except BadCheckpoint:  # a model.toml with a mistake: `find` says which
+            numbers = {}
         if numbers is not None:
             name = published_name(folder.name) or folder.name
             found.setdefault(name, Installed(name, folder, task_of(numbers)))
@@ -125,7 +132,7 @@ def at(folder: Path) -> Installed:
     numbers = read_numbers(folder)
     if numbers is None:
         raise BadCheckpoint(
-            f"{folder} holds no checkpoint of WAN 2.1: neither model_index.json nor its config.json"
+            f"{folder} holds no checkpoint of WAN 2.1: neither model_index.json nor its config.json nor a model.toml"
         )
     own = folder.resolve().name
     return Installed(published_name(own) or own, folder, task_of(numbers))

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
-WEIGHTS = {".safetensors", ".pth", ".pt"}
 WHOLE_FILE = 200_000_000  # bytes; above it a digest looks at the ends only
 MAX_PICTURE = 200_000_000  # bytes of a picture's file
 
@@ -96,8 +95,16 @@ def digests(folder: Path) -> tuple[tuple[str, str], ...]:
     """What the weights are: for each file below 200 MB its sha256; for a larger one, since 60 GB
     take minutes, "~" and the sha256 of its size, its time of change, its first and its last megabyte.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS and path.is_file())
-    return tuple((path.relative_to(folder).as_posix(), digest(path)) for path in files)
+    from broll.engine.sources import weight_files
+
+    files = sorted({path for paths in weight_files(folder).values() for path in paths if path.is_file()})
+    return tuple((label(path, folder), digest(path)) for path in files)
+
+
+def label(path: Path, folder: Path) -> str:
+    """A file's name in a record: inside its model's folder, or, of a part that lies elsewhere, alone."""
+    inside = path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if inside else path.name
 
 
 def digest(path: Path) -> str:

@@ -36,6 +36,7 @@ ENGINE = {
     "sentencepiece",
     "av",
     "cv2",
+    "gguf",
 }
 
 app = typer.Typer(

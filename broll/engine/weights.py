@@ -1,27 +1,27 @@
-"""Files to modules: open, rename, check, assign. Strictly: one missing, unexpected or misshapen tensor is refused.
+"""Names to modules: rename, check, assign. Strictly: one missing, unexpected or misshapen tensor is refused.
 
 Modules are built on the meta device and take over the tensors of the file (`assign`): nothing is held twice.
-safetensors are memory-mapped; pickles (.pth) are read with weights_only=True.
 
 Names. The transformer's are the official ones, the VAE's are diffusers', the encoders' are transformers'. The
 other published layout of each is a table here, used in both directions:
 
     transformer    official <-> diffusers          VAE, umT5, CLIP    official -> diffusers / transformers
+                                                   umT5               llama.cpp -> transformers
 """
 
-import json
 import re
-import struct
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from broll.engine.containers import open_tensors as _open
+from broll.engine.stored import Entries, Entry, Stored, Value
 from broll.errors import BadCheckpoint
 
+V = TypeVar("V")
 Tensors = dict[str, Callable[[], Tensor]]  # name -> read it now
 Names = tuple[tuple[str, str], ...]  # regular expression -> replacement, in order
 
@@ -99,6 +99,20 @@ CLIP_FROM_OFFICIAL: Names = (
     (r"^visual\.transformer\.(\d+)\.mlp\.0\.", r"encoder.layers.\1.mlp.fc1."),
     (r"^visual\.transformer\.(\d+)\.mlp\.2\.", r"encoder.layers.\1.mlp.fc2."),
 )
+T5_FROM_LLAMA: Names = (
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (
+        r"^enc\.blk\.(\d+)\.attn_rel_b\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
 VAE_RESIDUAL = {"0": "norm1", "2": "conv1", "3": "norm2", "6": "conv2"}
 
 
@@ -129,104 +143,80 @@ def vae_from_official(name: str, num_res_blocks: int = 2) -> str:
 
 
 def open_tensors(paths: list[Path]) -> Tensors:
-    """Names in these files, each with a function that reads it; nothing is read yet."""
-    tensors: Tensors = {}
-    for path in paths:
-        try:
-            tensors |= _open_pickle(path) if path.suffix in (".pth", ".pt") else _open_safe(path)
-        except (SafetensorError, OSError, RuntimeError, ValueError, struct.error, EOFError) as error:
-            reason = str(error).splitlines()[0]
-            raise BadCheckpoint(f"{path} cannot be read: {reason} (damaged or cut short?)") from error
-    return tensors
+    """Names in these files, each with a function that reads it as a plain tensor; nothing is read yet."""
+    return {name: entry.plain for name, entry in _open(paths).items()}
 
 
-def _open_safe(path: Path) -> Tensors:
-    file = safe_open(path, framework="pt")
-    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118  it is no dict
-
-
-def _open_pickle(path: Path) -> Tensors:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises whatever the damaged pickle makes it raise
-        raise ValueError(str(error)) from error
-    return {name: partial(_itself, tensor) for name, tensor in state.items()}
-
-
-def _itself(tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def shards(folder: Path, stem: str) -> list[Path]:
-    """`stem`.safetensors, or the shards that its index names."""
-    index = folder / f"{stem}.safetensors.index.json"
-    if not index.exists():
-        single = folder / f"{stem}.safetensors"
-        if single.exists():
-            return [single]
-        raise BadCheckpoint(f"{folder} has neither {single.name} nor {index.name}")
-    try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise BadCheckpoint(f"{index} is not an index of shards") from error
-    for name in files:
-        if not (folder / name).exists():
-            raise BadCheckpoint(f"{folder} lacks {name}, which {index.name} names")
-    return [folder / name for name in files]
-
-
-def split_qkv(tensors: Tensors) -> Tensors:
+def split_qkv(tensors: Mapping[str, V], third: Callable[[V, int], V]) -> dict[str, V]:
     """The official CLIP keeps q, k and v of a layer in one tensor; transformers wants three."""
-    parts: Tensors = {}
-    for name, read in tensors.items():
+    parts: dict[str, V] = {}
+    for name, tensor in tensors.items():
         if ".attn.to_qkv." not in name:
-            parts[name] = read
+            parts[name] = tensor
             continue
         for place, letter in enumerate("qkv"):
-            parts[name.replace("to_qkv", letter)] = partial(_third, read, place)
+            parts[name.replace("to_qkv", letter)] = third(tensor, place)
     return parts
-
-
-def _third(read: Callable[[], Tensor], place: int) -> Tensor:
-    return read().chunk(3)[place]
 
 
 def assign(
     module: nn.Module,
-    tensors: Tensors,
+    entries: Entries,
     *,
     source: Path,
-    to_module: Callable[[str], str] = lambda name: name,
     dtype: Callable[[str], torch.dtype] = lambda name: torch.float32,
-    ignore: Callable[[str], bool] = lambda name: False,
+    keep: Callable[[str, Stored], bool] = lambda name, stored: False,
 ) -> None:
-    """Give every parameter of a meta-device module its tensor. `to_module` maps the file's names."""
+    """Give every parameter of a meta-device module its tensor; `entries` are under the module's own names.
+
+    `keep` may take over a quantized tensor (quantized.install) by saying True; the others become plain.
+    """
     everything = module.state_dict(keep_vars=True)
     wanted = {**dict(module.named_parameters()), **persistent_buffers(module)}
     tied = {name: first for name, tensor in everything.items() for first in wanted if wanted[first] is tensor}
-    found = {to_module(name): name for name in tensors}
-    extra = sorted(name for target, name in found.items() if target not in everything and not ignore(target))
-    missing = sorted(name for name in wanted if name not in found)
-    if missing or extra:
-        what = f"lacks {missing[0]}" if missing else f"has {extra[0]}, which this model does not have"
-        count = f"; {len(missing)} missing, {len(extra)} unexpected in all"
-        raise BadCheckpoint(f"{source} {what}{count}: is it a checkpoint of another model?")
-    state = {}
+    check(set(wanted), set(everything), entries, source)
+    for name, parameter in wanted.items():  # all of them, before the first is read
+        check_shape(entries[name], parameter, source)
+    state: dict[str, Tensor] = {}
     for name, parameter in wanted.items():
-        try:
-            tensor = tensors[found[name]]()
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise BadCheckpoint(f"{source}: {found[name]} cannot be read: {error}") from error
-        if tensor.shape != parameter.shape:
-            if tensor.numel() != parameter.numel() or tensor.squeeze().shape != parameter.squeeze().shape:
-                raise BadCheckpoint(
-                    f"{source}: {found[name]} has shape {list(tensor.shape)}, this model needs "
-                    f"{list(parameter.shape)}: is it a checkpoint of another model?"
-                )
-            tensor = tensor.reshape(parameter.shape)  # CLIP's class embedding, [1, 1, c] or [c]
-        state[name] = tensor.to(dtype(name))
-    module.load_state_dict({name: state[tied[name]] for name in everything}, strict=True, assign=True)
+        value = read(entries[name], source)
+        if isinstance(value, Stored) and value.shape == parameter.shape and keep(name, value):
+            continue
+        value = value.tensor(dtype(name)) if isinstance(value, Stored) else value
+        # CLIP's class embedding is [1, 1, c] or [c]
+        state[name] = value.reshape(parameter.shape).to(dtype(name))
+    module.load_state_dict(
+        {name: state[tied[name]] for name in everything if tied[name] in state}, strict=False, assign=True
+    )
     module.requires_grad_(False)
+
+
+def check(wanted: set[str], possible: set[str], entries: Entries, source: Path) -> None:
+    """Every name, and no other."""
+    extra = sorted((entry.key, entry.file) for name, entry in entries.items() if name not in possible)
+    missing = sorted(name for name in wanted if name not in entries)
+    if missing or extra:
+        what = f"lacks {missing[0]}" if missing else f"has {extra[0][0]}, which this model does not have"
+        count = f"; {len(missing)} missing, {len(extra)} unexpected in all"
+        where = source if missing else extra[0][1] or source
+        raise BadCheckpoint(f"{where} {what}{count}: is it a checkpoint of another model?")
+
+
+def check_shape(entry: Entry, parameter: Tensor, source: Path) -> None:
+    got, needed = entry.shape, tuple(parameter.shape)
+    if got != needed and [n for n in got if n != 1] != [n for n in needed if n != 1]:
+        raise BadCheckpoint(
+            f"{entry.file or source}: {entry.key} has shape {list(got)}, this model needs {list(needed)}: "
+            "is it a checkpoint of another model?"
+        )
+
+
+def read(entry: Entry, source: Path) -> Value:
+    try:
+        return entry.read()
+    except Exception as error:  # safetensors, torch and numpy each have their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadCheckpoint(f"{entry.file or source}: {entry.key} cannot be read: {reason}") from error
 
 
 def persistent_buffers(module: nn.Module) -> Mapping[str, Tensor]:

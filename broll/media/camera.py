@@ -208,14 +208,23 @@ def reach(e: Evidence) -> float:
     return max(parts)
 
 
+def unreadable(chains: Sequence[Chain], fps: float, aspect: float, seconds: float) -> Camera:
+    """No two chains agree, or there is nothing to follow: a hand that shakes much, or a still camera."""
+    shake = jitter(chains, seconds) if len(chains) else 0.0
+    often = np.isfinite(votes(chains, fps, aspect)[..., 0]).sum(axis=0) >= max(1, len(chains) / 2)
+    tracked = float(often.mean())
+    sure = min(1.0, 3 * tracked) if shake > SHAKE else 0.0
+    move: Move = "handheld" if shake > SHAKE else "static"
+    return Camera(move=move, jitter=100 * shake, confidence=sure, tracked=tracked)
+
+
 def camera(chains: Sequence[Chain], fps: float, aspect: float) -> Camera:
     """aspect: height / width of the frame."""
     seconds = np.array([chain.steps for chain in chains]) / fps
     seen = reading(chains, fps, aspect) if len(chains) else None
     time = float(seconds.sum())
     if seen is None:
-        shake = jitter(chains, time) if len(chains) else 0.0
-        return Camera(move="handheld" if shake > SHAKE else "static", jitter=100 * shake)
+        return unreadable(chains, fps, aspect, time)
     e, shake, total = seen.evidence, jitter(seen.chains, time), totals(seen, seconds)
     move: Move = name(e) if e.steady > STEADY and reach(e) * time > HAND * shake else "static"
     if move == "static" and shake > SHAKE:

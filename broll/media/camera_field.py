@@ -82,7 +82,7 @@ def paces(vote: Floats, middle: Floats) -> Floats:
 def gather(vote: Floats, aspect: float) -> Field:
     """The field of [chains, cells, 2]."""
     often = np.isfinite(vote[..., 0]).sum(axis=0)
-    seen = np.flatnonzero(often >= max(min(2, len(vote)), SELDOM * len(vote)))
+    seen = np.flatnonzero(often >= max(1, min(2, len(vote)), SELDOM * len(vote)))
     vote, often = vote[:, seen], often[seen]
     if len(seen) == 0:
         empty = np.zeros(0)

@@ -31,7 +31,7 @@ NEAR, NEARER = (
     0.03,
 )  # frame widths between where it should be and is; and more for each chain it was not seen in
 TURNS = 0.045  # frame widths a second that its motion changes by from chain to chain: it bobs
-LOST = 2  # chains in a row that it may be away
+LOST = 3  # chains in a row that it may be away
 SEEN = 0.3  # of the chains
 STIRS, GOES = 0.012, 0.08  # it moves by so much a second, and so far in all
 TRUE = 0.4  # of its motion: how far its way may be from it
