@@ -22,7 +22,7 @@ demo: $(VENV)/engine
 
 test: $(VENV)/test
 	@echo "== running the tests"
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
 test-all: $(VENV)/test-all
 	@echo "== running all tests, also the long ones"

@@ -73,6 +73,10 @@ def sized(frame: Frame, width: int) -> Frame:
     if frame.shape[:2] == (height, width):
         return frame
     how = cv2.INTER_AREA if frame.shape[1] > width else cv2.INTER_LINEAR
+    if (
+        frame.shape[1] >= 2 * width and frame.shape[0] >= 2 * height
+    ):  # halving is far quicker than other ratios
+        frame = cv2.resize(frame, (frame.shape[1] // 2, frame.shape[0] // 2), interpolation=how)
     return np.asarray(cv2.resize(frame, (width, height), interpolation=how))
 
 
@@ -156,10 +160,11 @@ class Tracker:
             self._bin = max(1, int(self._fps / LOOKS))
         self._steps = max(1, round(SPAN * self._fps / self._bin))
 
-    def add(self, frame: Frame) -> None:
+    def add(self, frame: Frame, small: Frame | None = None) -> None:
+        """A frame; and the same of WIDTH, if there is one already."""
         if self._noise is None:
             self._begin(frame)
-        small = sized(frame, WIDTH)
+        small = sized(frame, WIDTH) if small is None else small
         if self._bin > 1:
             self._sum = small.astype(np.float64) if self._summed == 0 else self._sum + small
             self._summed += 1

