@@ -5,8 +5,8 @@
     still     clips of a still camera only: every one must be called static
     time      81 frames at 832x480: seconds to measure, decoding included; and seconds of a processor
 
-Nine moves as `training/scenes.py` draws them. Of three clips one is as rendered, one has a moving subject pasted into
-it, one has grain; some have both; every light occurs, night among them. One in ten is 320x192, the others 160x96.
+Nine moves as `training/scenes.py` draws them. Of four clips one is as rendered, one has a moving subject pasted into
+it, one has grain, one has both; every light occurs, night among them. One in ten is 320x192, the others 160x96.
 Right is: zoom and dolly for either of them (which one was said is counted apart), orbit to either side must
 be named with its side, tracking is a truck to the right, which is how the scenes are filmed.
 """

@@ -66,20 +66,21 @@ def main() -> None:
                     "best": follows[best],
                 }
             )
+            if args.json:  # so far
+                args.json.write_text(json.dumps(rows, indent=1))
+    report(rows, args.takes, time.perf_counter() - begin)
+
+
+def report(rows: list[dict[str, Any]], count: int, seconds: float) -> None:
     judged = [row for row in rows if row["asked"]]
     single, best = (sum(row[key] for row in judged) for key in ("single", "best"))
-    print(f"{len(judged)} prompts with one move of {len(rows)}; {time.perf_counter() - begin:.0f} s")
+    print(f"{len(judged)} prompts with one move of {len(rows)}; {seconds:.0f} s")
     print(f"single take   {single}/{len(judged)}  {single / len(judged):.0%}")
-    print(f"best of {args.takes}     {best}/{len(judged)}  {best / len(judged):.0%}")
-    for move, count in sorted(Counter(row["asked"] for row in judged).items()):
+    print(f"best of {count}     {best}/{len(judged)}  {best / len(judged):.0%}")
+    for move, total in sorted(Counter(row["asked"] for row in judged).items()):
         of = [row for row in judged if row["asked"] == move]
-        print(
-            f"  {move:<12} {count:>3}  single {sum(r['single'] for r in of):>3}  best {sum(r['best'] for r in of):>3}"
-        )
-    if args.json:
-        args.json.write_text(
-            json.dumps({"single": single, "best": best, "of": len(judged), "rows": rows}, indent=1)
-        )
+        found = (sum(row[key] for row in of) for key in ("single", "best"))
+        print("  {:<12} {:>3}  single {:>3}  best {:>3}".format(move, total, *found))
 
 
 if __name__ == "__main__":
