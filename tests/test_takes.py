@@ -18,7 +18,6 @@ from broll.media.video_file import VideoWriter, read_frames
 from broll.settings import Settings
 from broll.spec import parse
 
-
 ZEROS = torch.zeros(1, 1, 1, 1, 1)
 STEP = Step(0, 1.0, ZEROS, ZEROS)
 
