@@ -21,8 +21,8 @@ demo: $(VENV)/engine
 	@echo "== done: open demo.mp4; demo.sheet.png shows it at a glance; broll generate \"your words\" makes the next"
 
 test: $(VENV)/test
-	@echo "== running the tests"
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
+	@echo "== running the tests, in two processes of one thread each"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
 
 test-all: $(VENV)/test-all
 	@echo "== running all tests, also the long ones"

@@ -63,7 +63,9 @@ def snapshot_of(events, model, index, step):
     return Snapshot(take.spec, steps[index * take.spec.steps + step], conditions(model[1]), take.memo)
 
 
-@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    "at", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_death_in_any_take_changes_nothing(model, tmp_path, at):
     spec = wish(model, takes=3, pick="sharp")
     events = run(model, spec, tmp_path / "whole.mp4")
