@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from training.render import to_uint8
-from training.scenes import ALLOWED, CAMERAS, LIGHTS, SCENES, Scene, render
+from training.scenes import CAMERAS, Scene, render, sample
 
 Frames = NDArray[np.uint8]  # [f, h, w, 3] RGB
 
@@ -58,14 +58,7 @@ class Case:
 def case(index: int, seed: int, camera: str | None = None) -> Case:
     rng = random.Random(f"checks {seed}/{index}")
     camera = camera or CAMERAS[index % len(CAMERAS)]
-    scene = Scene(
-        scene=rng.choice(ALLOWED.get(camera, SCENES)),
-        light=rng.choice(LIGHTS),
-        camera=camera,
-        speed="normal" if camera == "static" else rng.choice(("slow", "normal", "normal", "fast")),
-        move=rng.choice(("zoom", "dolly")) if camera.startswith("zoom") else "",
-        seed=rng.getrandbits(31),
-    )
+    scene = sample(rng, camera)
     large = rng.random() < 0.1
     kind = rng.choice(("plain", "subject", "grain", "both"))
     return Case(

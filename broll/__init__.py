@@ -2,10 +2,12 @@
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from broll.errors import BrollError
-from broll.spec import VideoSpec
+
+if TYPE_CHECKING:
+    from broll.spec import VideoSpec
 
 try:
     __version__ = version("broll")
@@ -16,7 +18,9 @@ __all__ = ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """The clients, when they are first asked for: httpx takes longer to import than all the rest."""
+    """What is heavy (httpx, pydantic), when it is first asked for: all who import a part of broll come through here."""
+    if name == "VideoSpec":
+        return import_module("broll.spec").VideoSpec
     if name in ("AsyncClient", "Client"):
         return getattr(import_module("broll.client"), name)
     raise AttributeError(f"module 'broll' has no attribute {name!r}")

@@ -38,9 +38,9 @@ class Scene:
     seed: int
 
 
-def sample(rng: random.Random) -> Scene:
-    """Draw a clip: camera and light uniform, scene uniform among those the camera allows."""
-    camera = rng.choice(CAMERAS)
+def sample(rng: random.Random, camera: str | None = None) -> Scene:
+    """Draw a clip: camera (unless it is given) and light uniform, scene uniform among those the camera allows."""
+    camera = camera or rng.choice(CAMERAS)
     return Scene(
         scene=rng.choice(ALLOWED.get(camera, SCENES)),
         light=rng.choice(LIGHTS),
