@@ -205,40 +205,47 @@ def clips(folder: Path, url: str, runs: int, frames: int) -> tuple[dict[str, Any
     config = wiring.describe(model)
     parts = wiring.load(model, config)
     spec = pipeline.resolve(parse(model="nano", prompt=PROMPT, seed=1, frames=frames), config)
-    alone, through, first = [], [], []
-    used: dict[str, list[float]] = {"engine": [], "service": []}
+    ask = {"prompt": PROMPT, "model": "nano", "seed": 1, "frames": frames}
+
+    def engine_alone() -> tuple[float, float]:
+        begin, cpu = time.perf_counter(), time.process_time()
+        *_, _made = make_clip(spec, parts, folder / "alone.mp4", format="mp4")
+        return time.perf_counter() - begin, time.process_time() - cpu
+
     with served(folder, url, "all") as (client, pid):
-        ask = {"prompt": PROMPT, "model": "nano", "seed": 1, "frames": frames}
-        wait_done(client, client.post("/v1/video/generate", json=ask).json()["job_id"])  # warms it
-        for turn in range(runs + 1):
-            begin, cpu = time.perf_counter(), time.process_time()
-            *_, _made = make_clip(spec, parts, folder / "alone.mp4", format="mp4")
-            alone.append(time.perf_counter() - begin)
-            used["engine"].append(time.process_time() - cpu)
-            begin, cpu = time.perf_counter(), cpu_s(pid)
-            job = client.post("/v1/video/generate", json=ask).raise_for_status().json()["job_id"]
-            with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
-                for line in stream.iter_lines():
-                    if line.startswith("data:") and '"stage": "denoise"' in line:
-                        first.append(time.perf_counter() - begin)
-                        break
-            wait_done(client, job)
-            through.append(time.perf_counter() - begin)
-            used["service"].append(cpu_s(pid) - cpu)
-            if turn == 0:
-                alone, through, first, used = [], [], [], {"engine": [], "service": []}
-    engine, service = middle(alone), middle(through)
-    share = (service - engine) / engine
+        both = [(engine_alone(), through(client, pid, ask))]  # warms both, and is not counted
+        for turn in range(runs):  # what the machine does meanwhile falls on each as often as on the other
+            if turn % 2:
+                after = through(client, pid, ask)
+                both.append((engine_alone(), after))
+            else:
+                both.append((engine_alone(), through(client, pid, ask)))
+    alone, served_ = [pair[0] for pair in both[1:]], [pair[1] for pair in both[1:]]
+    more = middle([service[0] - engine[0] for engine, service in both[1:]])
+    engine_s = middle([seconds for seconds, _ in alone])
     overhead = {
         "frames": frames,
-        "engine_s": engine,
-        "service_s": service,
-        "overhead_s": service - engine,
-        "share": share,
-        "engine_cpu_s": middle(used["engine"]),
-        "service_cpu_s": middle(used["service"]),
+        "engine_s": engine_s,
+        "service_s": middle([row[0] for row in served_]),
+        "overhead_s": more,  # the middle one of the differences within a turn
+        "share": more / engine_s,
+        "engine_cpu_s": middle([cpu for _, cpu in alone]),
+        "service_cpu_s": middle([row[1] for row in served_]),
     }
-    return {"median_s": middle(first)}, overhead
+    return {"median_s": middle([row[2] for row in served_])}, overhead
+
+
+def through(client: httpx.Client, pid: int, ask: dict[str, Any]) -> tuple[float, float, float]:
+    """A clip through the service: seconds, processor seconds, and seconds to the first step."""
+    begin, cpu, first = time.perf_counter(), cpu_s(pid), 0.0
+    job = client.post("/v1/video/generate", json=ask).raise_for_status().json()["job_id"]
+    with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:") and '"stage": "denoise"' in line:
+                first = time.perf_counter() - begin
+                break
+    wait_done(client, job)
+    return time.perf_counter() - begin, cpu_s(pid) - cpu, first
 
 
 def main() -> None:

@@ -209,6 +209,12 @@ def build(settings: Settings, database: Database, wake: threading.Event) -> Serv
     )  # fmt: skip
 
 
+def ended(service: Service, job_id: str) -> None:
+    """An attempt is over: those who wait in this process need not wait for their next look."""
+    service.sender.wake.set()
+    service.watch.tell(job_id)
+
+
 def build_dispatcher(settings: Settings, service: Service) -> Dispatcher:
     models = tuple(Planner(settings).names())
     if not models:
@@ -219,5 +225,5 @@ def build_dispatcher(settings: Settings, service: Service) -> Dispatcher:
     return Dispatcher(
         Leases(service.database, own), service.artifacts, slots(settings, models), pace,
         sweeper=Sweeper(service.database, service.artifacts, own), wake=service.wake,
-        done=lambda _job: service.sender.wake.set(),
+        over=lambda job: ended(service, job.id),
     )  # fmt: skip

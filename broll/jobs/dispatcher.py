@@ -60,10 +60,10 @@ class Dispatcher:
     def __init__(
         self, leases: Leases, artifacts: Artifacts, slots: Sequence[Slot], pace: Pace, *,
         sweeper: Sweeper | None = None, wake: threading.Event | None = None,
-        done: Callable[[Job], None] = lambda job: None,
+        over: Callable[[Job], None] = lambda job: None,
     ) -> None:  # fmt: skip
         self.leases, self.artifacts, self.slots, self.pace = leases, artifacts, list(slots), pace
-        self.sweeper, self.wake, self.done = sweeper, wake or threading.Event(), done
+        self.sweeper, self.wake, self.over = sweeper, wake or threading.Event(), over
         self._draining, self._closed = threading.Event(), threading.Event()
         self._log = structlog.get_logger("broll.dispatcher")
         work = [
@@ -120,6 +120,7 @@ class Dispatcher:
                 log.exception("the attempt could not be brought to an end; its lease will run out")
             finally:
                 slot.lease = None
+                self.over(lease.job)
 
     def _run(self, slot: Slot, lease: Lease) -> None:
         """Drive one attempt to its end, whatever the end is."""
@@ -162,7 +163,6 @@ class Dispatcher:
                 else:
                     writer.write(event)
                 if isinstance(event, Clip):
-                    self.done(lease.job)
                     return event
         raise ExecutorDied("the executor said nothing at the end")
 

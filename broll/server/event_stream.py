@@ -6,7 +6,6 @@ connection goes on behind the last one it saw. Progress and preview are only as 
     https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
-import asyncio
 import base64
 import json
 import time
@@ -97,4 +96,4 @@ async def stream(feed: Feed) -> AsyncIterator[str]:
             yield told
         if feed.over or feed.service.draining.is_set():
             return
-        await asyncio.sleep(LOOK_S)
+        await feed.service.watch.done(feed.job.id, LOOK_S)

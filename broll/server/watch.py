@@ -1,11 +1,13 @@
 """Waiting for jobs: however many requests wait, one look at the database serves them all.
 
-A thousand clients that each asked by themselves twice a second would be two thousand queries; here it is two.
+A thousand clients that each asked by themselves twice a second would be two thousand queries; here it is two. Of a job
+that this very process has made nobody waits for the next look: its dispatcher says so.
 """
 
 import asyncio
 import threading
 from collections import defaultdict
+from contextlib import suppress
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -26,10 +28,21 @@ class Watch:
         self._database, self._leaving = database, leaving
         self._waiting: dict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def tell(self, job_id: str) -> None:
+        """Something has ended an attempt at it: have a look now. From any thread."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._wake, job_id)
+
+    def _wake(self, job_id: str) -> None:
+        for event in self._waiting.get(job_id, ()):
+            event.set()
 
     async def done(self, job_id: str, timeout_s: float) -> None:
         """Return when the job is at its end, after `timeout_s`, or when this process is on its way out."""
-        event = asyncio.Event()
+        event, self._loop = asyncio.Event(), asyncio.get_running_loop()
         self._waiting[job_id].add(event)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look())
@@ -49,8 +62,7 @@ class Watch:
             except DBAPIError:  # away for a moment; those who wait go on waiting
                 ended = []
             for job_id in list(self._waiting) if self._leaving.is_set() else ended:
-                for event in self._waiting.get(job_id, ()):
-                    event.set()
+                self._wake(job_id)
             await asyncio.sleep(LOOK_S)
 
     def _ended(self, ids: list[str]) -> list[str]:
