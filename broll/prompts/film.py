@@ -17,7 +17,7 @@ from broll.prompts.slots import Slots
 from broll.prompts.words import Span
 
 RIGS = frozenset({"handheld", "fpv", "steadicam", "rack focus"})
-NEAR = frozenset({"macro", "close-up"})  # a macro shot is a close-up
+NEAR = frozenset({"macro", "close-up"})  # said together, they mean one picture; one word is enough
 STATIC = "static"
 DETERMINERS = frozenset({"a", "an", "the", "his", "her", "their", "its", "some", "two", "three"})
 PACES = frozenset({"slow", "steady", "fast"})  # slow motion is time, not pace
@@ -110,12 +110,20 @@ def shots(slots: Slots) -> tuple[Term | None, tuple[Term, ...]]:
     if not said:
         return None, ()
     first = said[0]
-    others = tuple(
-        term for term in said[1:] if term.name != first.name and not {term.name, first.name} <= NEAR
-    )
+    if {
+        term.name for term in said
+    } == NEAR:  # the one that a sentence leans on: "closeup of beans"
+        first = max(said, key=lambda term: _clause_length(slots, term))
+    others = tuple(term for term in said if term.name != first.name)
     if others and TOGETHER.search(slots.text, first.span.end, others[0].span.start):
         others = tuple(term for term in others[1:] if term.name != others[0].name)
     return first, others
+
+
+def _clause_length(slots: Slots, term: Term) -> int:
+    return max(
+        (len(c.text) for c in slots.clauses if c.span.start <= term.span.start < c.span.end), default=0
+    )
 
 
 def asked(slots: Slots) -> bool:
