@@ -12,6 +12,8 @@ import typer
 from broll.cli.output import say
 
 if TYPE_CHECKING:
+    import socket
+
     from broll.serving import Running
     from broll.settings import Settings
 
@@ -68,11 +70,8 @@ def read_settings(given: dict[str, Any]) -> "Settings":
 
 def run_http(settings: "Settings", started: "Running") -> None:
     """Until SIGTERM or Ctrl-C; then connections are finished, jobs handed back."""
-    import socket
-
     import uvicorn
 
-    from broll.errors import BadOption
     from broll.server.app import build
 
     class Server(uvicorn.Server):
@@ -82,12 +81,7 @@ def run_http(settings: "Settings", started: "Running") -> None:
             self.force_exit = self.should_exit and sig == signal.SIGINT
             self.should_exit = True
 
-    try:
-        listening = socket.create_server((settings.host, settings.port), backlog=2048)
-    except OSError as error:
-        raise BadOption(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror or error}"
-        ) from None
+    listening = listen(settings.host, settings.port)
     port = listening.getsockname()[1]
     config = uvicorn.Config(
         build(started.service), log_config=None, access_log=False, timeout_graceful_shutdown=int(settings.drain_s),
@@ -95,6 +89,25 @@ def run_http(settings: "Settings", started: "Running") -> None:
     )  # fmt: skip
     introduce(settings, started, port)
     Server(config).run(sockets=[listening])
+
+
+def listen(host: str, port: int) -> "socket.socket":
+    """A socket whose answers go out at once.
+
+    asyncio sees to that only on sockets that name their protocol; without it the kernel holds a body back until the
+    client acknowledges the headers, which takes it 40 ms, on every request.
+    """
+    import socket
+
+    from broll.errors import BadOption
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise BadOption(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what it accepts inherits it
+    return listening
 
 
 def introduce(settings: "Settings", started: "Running", port: int) -> None:
