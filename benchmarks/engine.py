@@ -21,9 +21,9 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
-from broll.engine import attention, conditioning, packed
+from broll.engine import attention, conditioning, counts, packed
 from broll.engine.config import PUBLISHED, TextConfig, VAEConfig
-from broll.engine.estimate import decode_flops, matrix_rate, transformer_flops
+from broll.engine.rates import matrix_rate
 from broll.engine.shapes import Grid
 from broll.engine.text_encoder import umt5
 from broll.engine.transformer import Transformer, set_precision
@@ -56,7 +56,7 @@ def transformer_pair(tokens: int, side: str) -> tuple[Callable[[], Any], float]:
         model.use(attention.blocked)
         given = conditioning.collapsed(text, config.text_len)
         context = model.context(grid, given.features, text_bias=given.bias)
-        return lambda: model(x, t, context), transformer_flops(config, tokens, PROMPT_TOKENS + 1)
+        return lambda: model(x, t, context), counts.forward(config, tokens, PROMPT_TOKENS + 1).total
     with torch.device("meta"):
         theirs = WanTransformer3DModel(
             num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, num_layers=30, text_dim=4096
@@ -78,7 +78,7 @@ def vae_pair(way: str, side: str) -> tuple[Callable[[], Any], float]:
     model = random_weights(module)
     if way == "decode":
         call = (lambda: model.decode(z)) if side == "ours" else (lambda: model.decode(z).sample)
-        return call, decode_flops(config, latent)
+        return call, counts.decode(config, latent).total
     return (lambda: model.encode(video)), 0.0
 
 

@@ -10,8 +10,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from broll import records, registry
 from broll.engine import model_toml
 from broll.engine.config import PUBLISHED, Task
 from broll.errors import BadCheckpoint, ModelMissing, UnknownModel
@@ -28,6 +29,7 @@ BEST: dict[str, tuple[str, ...]] = {
     ),  # 14b goes before them where there is a GPU, and last where there is none
     "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"),
     "flf2v": ("wan2.1-flf2v-14b",),
+    "vace": ("wan2.1-vace-1.3b", "wan2.1-vace-14b"),
 }
 LARGEST = "wan2.1-t2v-14b"
 
@@ -43,19 +45,17 @@ class Installed:
 
 def published_name(text: str) -> str | None:
     """The registry's name for `wan2.1-t2v-1.3b`, `Wan2.1-T2V-1.3B`, `Wan2.1-T2V-1.3B-Diffusers`, `nano`."""
-    text = text.lower()
-    for name, model in PUBLISHED.items():
-        repository = model.source.split("/")[-1].lower()
-        if text in (name, repository, f"{repository}-diffusers"):
-            return name
-    return NANO if text == NANO else None
+    known = registry.read().named(text)
+    if known is not None:
+        return known.name
+    return NANO if text.lower() == NANO else None
 
 
 def read_numbers(folder: Path) -> dict[str, Any] | None:
     """The transformer's config.json; None if this folder is no checkpoint of WAN."""
     if model_toml.exists(folder):
-        made = model_toml.read(folder).model
-        return {"model_type": PUBLISHED[made].task if made else None}
+        made, added = model_toml.read(folder).model, records.read(folder)
+        return {"model_type": PUBLISHED[made].task if made else added.task if added else None}
     diffusers = (folder / "model_index.json").is_file()
     try:
         numbers = json.loads((folder / ("transformer" if diffusers else "") / "config.json").read_text())
@@ -63,12 +63,14 @@ def read_numbers(folder: Path) -> dict[str, Any] | None:
         return {} if diffusers else None
     if not isinstance(numbers, dict):
         return None
-    return numbers if diffusers or numbers.get("model_type") in ("t2v", "i2v", "flf2v") else None
+    return numbers if diffusers or numbers.get("model_type") in get_args(Task) else None
 
 
 def task_of(numbers: dict[str, Any]) -> Task | None:
     if "num_attention_heads" not in numbers:
         return numbers.get("model_type")
+    if numbers.get("vace_layers"):
+        return "vace"
     if numbers.get("image_dim") is None:
         return "t2v"
     return "flf2v" if numbers.get("pos_embed_seq_len") else "i2v"
@@ -85,7 +87,7 @@ def embedded_nano() -> Path | None:
 def installed(settings: Settings) -> dict[str, Installed]:
     """Every model on this machine, by name."""
     try:
-        folders = sorted(path for path in settings.models.iterdir() if path.is_dir())
+        folders = sorted(p for p in settings.models.iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError:
         folders = []
     found: dict[str, Installed] = {}
@@ -103,10 +105,10 @@ def installed(settings: Settings) -> dict[str, Installed]:
     return found
 
 
-def how_to_get(name: str, settings: Settings) -> str:
+def how_to_get(name: str) -> str:
     if name == NANO:
         return 'pip install "broll[nano]"'
-    return f"hf download {PUBLISHED[name].source} --local-dir {settings.models / name}"
+    return f"broll models pull {name}"
 
 
 def find(settings: Settings, wanted: str) -> Installed:
@@ -120,7 +122,7 @@ def find(settings: Settings, wanted: str) -> Installed:
         if folder.is_dir() and published_name(wanted) is None:
             return at(folder)
     if name == NANO or name in PUBLISHED:
-        raise ModelMissing(f"{name} is not on this machine; to get it: {how_to_get(name, settings)}")
+        raise ModelMissing(f"{name} is not on this machine; to get it: {how_to_get(name)}")
     known = ", ".join(sorted({NANO, *PUBLISHED, *here}))
     raise UnknownModel(
         f"there is no model {wanted!r}; possible are {known}, or the path of a checkpoint's folder"
@@ -140,18 +142,34 @@ def at(folder: Path) -> Installed:
 
 def best(settings: Settings, task: Task) -> Installed:
     """The best model present for a task."""
-    here = {name: model for name, model in installed(settings).items() if model.task == task}
-    order = [name for name in BEST[task] if name in here]
+    all_here = installed(settings)
+    here = {name: model for name, model in all_here.items() if model.task == task}
+    if task == "t2v" and not here:  # VACE that is given nothing to follow makes clips from text
+        here = {name: model for name, model in all_here.items() if model.task == "vace"}
+    order = [name for name in (*BEST[task], *BEST["vace"]) if name in here]
     order += [name for name in here if name not in order and name != LARGEST]
     if LARGEST in here:
         order.insert(0 if device().type == "cuda" else len(order), LARGEST)
     if order:
         return here[order[0]]
-    kind = {"t2v": "text-to-video", "i2v": "image-to-video", "flf2v": "first-last-frame"}[task]
+    kind = {"i2v": "image-to-video", "flf2v": "first-last-frame"}.get(task, "text-to-video")
     name = NANO if task == "t2v" else BEST[task][0]
-    raise ModelMissing(
-        f"there is no {kind} model on this machine; to get {name}: {how_to_get(name, settings)}"
-    )
+    raise ModelMissing(f"there is no {kind} model on this machine; to get {name}: {how_to_get(name)}")
+
+
+def license_of(model: Installed) -> str | None:
+    """As the record of its download, the registry, or its own broll.json says it."""
+    record = records.read(model.folder)
+    if record is not None and record.license:
+        return record.license
+    known = registry.read().named(model.name)
+    if known is not None:
+        return known.license
+    try:
+        said = json.loads((model.folder / "broll.json").read_text()).get("license")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return said if isinstance(said, str) else None
 
 
 def size_bytes(folder: Path) -> int:

@@ -25,7 +25,7 @@ from broll.spec import MAX_TAKES, VideoSpec
 
 if TYPE_CHECKING:
     from broll.engine.load import Parts
-    from broll.engine.pipeline import Frames
+    from broll.engine.pipeline import Frames, Warned
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
@@ -42,6 +42,9 @@ class Tried(BaseModel):
     sharpness: float
 
 
+Name = Annotated[str, Field(max_length=40)]
+
+
 class Record(BaseModel):
     """What a clip's file says about itself. Read back, it is untrusted."""
 
@@ -52,6 +55,8 @@ class Record(BaseModel):
     latents_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     weights: Annotated[dict[str, str], Field(max_length=1000)] = {}
     conditions: Annotated[dict[str, str], Field(max_length=100)] = {}
+    attention: Annotated[str | None, Field(max_length=600)] = None  # how its kernel did in the first step
+    levers: Annotated[tuple[Name, ...], Field(max_length=20)] = ()  # switched on to fit in memory
     resumed_elsewhere: bool = False
     seconds: Annotated[float, Field(ge=0)] = 0.0  # of encoding and denoising, in the run that finished it
     checks: Checks | None = None  # what the pictures show, measured
@@ -101,14 +106,15 @@ def make_clip(
     pictures: Sequence[wiring.Picture] = (),
     resume: "Snapshot | None" = None,
     coach: Report | None = None,
-) -> "Iterator[Step | Frames | Clip]":
+) -> "Iterator[Step | Frames | Warned | Clip]":
     """Every step, every group of frames as it is written, then the Clip. Closing it leaves no file behind."""
-    from broll.engine import pipeline, snapshot
+    from broll.engine import kernels, pipeline
     from broll.engine.sampler import Step
     from broll.media.video_file import VideoWriter
 
     begin = time.perf_counter()
-    here = snapshot.conditions(parts)
+    if resume is not None:
+        kernels.as_before(parts.transformer, resume.conditions.get("attention", ""))
     images = {picture.artifact.sha256: picture.image for picture in pictures}
     last = resume.step if resume else None
     stills = Stills(spec.frames or 1)
@@ -120,24 +126,15 @@ def make_clip(
     ):
         writer, label = None, None
         for event in events:
-            if isinstance(event, Step):
-                last = event
+            if isinstance(event, Step | pipeline.Warned):
+                last = event if isinstance(event, Step) else last
                 yield event
                 continue
             if writer is None:
                 assert last is not None
-                record = Record(
-                    broll=__version__,
-                    spec=spec,
-                    latents_sha256=pipeline.digest(last.x),
-                    weights=dict(parts.digests),
-                    conditions=here,
-                    resumed_elsewhere=resume is not None
-                    and bool(wiring.differences(resume.conditions, here)),
-                    seconds=round(time.perf_counter() - begin, 3),
-                    coach=coach,
-                )
-                label = Label(record)
+                record = denoised(spec, parts, last, resume)
+                more = {"seconds": round(time.perf_counter() - begin, 3), "coach": coach}
+                label = Label(record.model_copy(update=more))
                 writer = stack.enter_context(VideoWriter(out, **shape(spec), format=format, metadata=label))
             rgb = to_rgb(event)
             stills.add(event.first, rgb)
@@ -145,6 +142,18 @@ def make_clip(
             yield event
     assert label is not None
     yield Clip(out, label.record, stills)
+
+
+def denoised(spec: VideoSpec, parts: "Parts", step: "Step", resume: "Snapshot | None") -> Record:
+    """What is known of a clip before its pictures are."""
+    from broll.engine import kernels, pipeline, snapshot
+
+    here = snapshot.conditions(parts, spec)
+    return Record(
+        broll=__version__, spec=spec, latents_sha256=pipeline.digest(step.x), weights=dict(parts.digests),
+        conditions=here, levers=parts.levers, attention=kernels.verdict(parts.transformer) or None,
+        resumed_elsewhere=resume is not None and bool(wiring.differences(resume.conditions, here)),
+    )  # fmt: skip
 
 
 def shape(spec: VideoSpec) -> dict[str, int]:

@@ -41,7 +41,8 @@ def context(
     own = config.defaults
     width, height = spec.width or own.size[0], spec.height or own.size[1]
     return Context(
-        task=config.task, seconds=(spec.frames or own.frames) / (spec.fps or own.fps), width=width, height=height,
+        task="t2v" if config.task == "vace" else config.task,
+        seconds=(spec.frames or own.frames) / (spec.fps or own.fps), width=width, height=height,
         guidance=own.guidance if spec.guidance is None else spec.guidance, steps=spec.steps or own.steps,
         base_negative=own.negative_prompt, negative=spec.negative_prompt,
         small=config.transformer.dim < 3000, use=use, style=style, blocklist=tuple(settings.blocklist),

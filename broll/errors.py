@@ -13,7 +13,11 @@
     ├── ModelError           exit 3   the files on disk
     │   ├── ModelMissing              not installed
     │   ├── BadCheckpoint             corrupted, truncated, or of another model
-    │   └── BadSnapshot               cannot be continued
+    │   ├── BadSnapshot               cannot be continued
+    │   ├── HubUnreachable            a hub of models does not answer, or must not be asked
+    │   ├── HubNotFound               it has no such repository, revision or file
+    │   ├── HubRefused                it wants a token, or its terms accepted
+    │   └── BadDownload               what it sent is not what it lists
     ├── MissingExtra         exit 4   a part of broll that is not installed
     ├── OutputError          exit 5   disk full, folder not writable, codec missing
     ├── ServiceError         exit 7   what a server answers a client
@@ -127,6 +131,30 @@ class BadSnapshot(ModelError):
     """A snapshot cannot be continued."""
 
     code = "bad_snapshot"
+
+
+class HubUnreachable(ModelError):
+    """The hub does not answer."""
+
+    code = "hub_unreachable"
+
+
+class HubNotFound(ModelError):
+    """The hub does not have this."""
+
+    code = "hub_not_found"
+
+
+class HubRefused(ModelError):
+    """The hub wants to know who asks."""
+
+    code = "hub_refused"
+
+
+class BadDownload(ModelError):
+    """What was downloaded is not what the hub lists."""
+
+    code = "bad_download"
 
 
 class MissingExtra(BrollError):

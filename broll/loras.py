@@ -2,6 +2,8 @@
 
 They lie in `settings.models / "loras"`: NAME.safetensors, or a folder NAME as PEFT writes it. The command line also
 takes a path. A spec holds name, digest, weight and steps; a clip is repeated only with a file of that digest.
+
+Beside the model or merged into it is not the spec's business, but that of who runs it.
 """
 # ruff: noqa: PLC0415  torch is loaded when a file is read
 
@@ -13,6 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from broll import wiring
+from broll.catalog import Installed
+from broll.engine.config import ModelConfig
 from broll.errors import BadOption, ModelMissing
 from broll.settings import Settings
 from broll.spec import LoraUse, VideoSpec
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
 
 ASKED = re.compile(r"(?P<name>.+?)(?::(?P<weight>-?\d+(?:\.\d+)?)(?::(?P<first>\d+)-(?P<last>\d+))?)?")
 FOLDER = "loras"
+WANTS = ("steps", "guidance", "shift", "sampler", "grid")  # what a distilled one may ask for
 
 
 @dataclass(frozen=True)
@@ -118,12 +124,10 @@ def recommended(spec: VideoSpec, settings: Settings, places: Mapping[str, Path])
     from broll.engine.lora_facts import facts
 
     found = [made for use in spec.loras if (made := facts(_load(settings, use, places))) is not None]
-    numbers = {(made.steps, made.guidance, made.shift, made.sampler) for made in found}
-    fields = (spec.steps, spec.guidance, spec.shift, spec.sampler)
-    if len(numbers) > 1 and None in fields:
-        raise BadOption(
-            "these LoRAs want different steps or guidance; say --steps, --guidance, --shift and --sampler"
-        )
+    numbers = {tuple(getattr(made, name) for name in WANTS) for made in found}
+    if len(numbers) > 1 and any(getattr(spec, name) is None for name in WANTS):
+        options = ", ".join(f"--{name}" for name in WANTS)
+        raise BadOption(f"these LoRAs want different steps or guidance; say all of {options}")
     return found[0] if found else None
 
 
@@ -132,18 +136,23 @@ def fitted(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> t
     known = recommended(spec, settings, places) if spec.loras else None
     if known is None:
         return spec, ""
-    names = ("steps", "guidance", "shift", "sampler")
     missing = {
-        n: getattr(known, n) for n in names if getattr(spec, n) is None and getattr(known, n) is not None
+        n: getattr(known, n) for n in WANTS if getattr(spec, n) is None and getattr(known, n) is not None
     }
     told = ", ".join(
         f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
         for name, value in missing.items()
     )
-    note = f"as its LoRA wants: {told}" if told else ""
-    if (spec.guidance or missing.get("guidance")) == 1 and spec.negative_prompt:
-        note += ("; " if note else "") + "at guidance 1 a negative prompt has no effect"
-    return spec.model_copy(update=missing), note
+    spec = spec.model_copy(update=missing)
+    notes = [f"as its LoRA wants: {told}" if told else "", without_effect(spec)]
+    return spec, "; ".join(note for note in notes if note)
+
+
+def without_effect(spec: VideoSpec) -> str:
+    """What was asked for and changes nothing."""
+    return (
+        "at guidance 1 a negative prompt has no effect" if spec.guidance == 1 and spec.negative_prompt else ""
+    )
 
 
 def _load(settings: Settings, use: LoraUse, places: Mapping[str, Path]) -> "Lora":
@@ -163,18 +172,63 @@ def on(
     """
     from broll.engine import lora
 
-    stack: list[Entry] = [
-        (_load(settings, use, places or {}), use.weight, None if use.first is None else (use.first, use.last))
-        for use in spec.loras
-    ]
-    attached = lora.attach(parts.transformer, stack)
+    attached = lora.attach(parts.transformer, _stack(spec, settings, places or {}))
     told = [str(unused) for unused in attached.unused] if attached else []
-    told += [
-        f"{one.name}: {len(one.unmatched)} keys have no place, such as {one.unmatched[0]}"
-        for one, _, _ in stack
-        if one.unmatched
-    ]
     names = tuple(
         (f"lora {use.name} {use.weight:g} {use.first}-{use.last}", use.sha256) for use in spec.loras
     )
     return replace(parts, digests=parts.digests + names), told
+
+
+def merged(
+    model: Installed,
+    config: ModelConfig,
+    spec: VideoSpec,
+    settings: Settings,
+    places: Mapping[str, Path] | None = None,
+) -> tuple["Parts", list[str]]:
+    """The model loaded with the clip's stack in its weights, for good; and what in the files has no effect."""
+    from broll.engine import lora_fit
+
+    check_merge(model, spec)
+    stack = _stack(spec, settings, places or {})
+    parts = wiring.load(model, config, merge=stack, attention=settings.attention)
+    shapes = lora_fit.shapes_of(parts.transformer)
+    told = [str(unused) for one, _, _ in stack for unused in lora_fit.fit(one, shapes)[1]]
+    names = tuple((f"lora {use.name} {use.weight:g} merged", use.sha256) for use in spec.loras)
+    return replace(parts, digests=parts.digests + names), told
+
+
+def check_merge(model: Installed, spec: VideoSpec) -> None:
+    """Refuse what cannot be merged, before any weight is read."""
+    from broll.engine.sources import sources
+    from broll.engine.stored import PLAIN
+
+    if not spec.loras:
+        raise BadOption("there is no LoRA to merge")
+    ranged = next((use.name for use in spec.loras if use.first is not None), None)
+    if ranged is not None:
+        raise BadOption(
+            f"the LoRA {ranged} is for some steps only, so it cannot be merged; it can run beside"
+        )
+    kinds = sources(model.folder)["transformer"].open().kinds
+    odd = next((kind for kind in kinds if kind not in PLAIN), None)
+    if odd is not None:
+        raise BadOption(
+            f"the weights of {model.name} are kept as {odd}, so no LoRA can be merged into them; it can run beside"
+        )
+
+
+def mergeable(model: Installed, spec: VideoSpec) -> bool:
+    try:
+        check_merge(model, spec)
+    except BadOption:
+        return False
+    return True
+
+
+def _stack(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> "list[Entry]":
+    return [
+        (_load(settings, use, places), use.weight, None if use.first is None else (use.first, use.last))
+        for use in spec.loras
+    ]

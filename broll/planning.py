@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from broll import catalog, coaching, loras, takes, wiring
+from broll import catalog, coaching, loras, pace, takes, wiring
+from broll import plan as plans
 from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.prompts.findings import Context
@@ -22,7 +23,8 @@ from broll.settings import Settings
 from broll.spec import VideoSpec, parse
 
 if TYPE_CHECKING:
-    import torch
+    from broll.engine.estimate import Estimate
+    from broll.engine.load import Precision
 
 
 class Planner:
@@ -31,7 +33,8 @@ class Planner:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._configs: dict[str, ModelConfig] = {}
-        self._memory: dict[tuple[Any, ...], int] = {}
+        self._costs: dict[tuple[Any, ...], Estimate] = {}
+        self._held: dict[str, dict[str, int]] = {}  # bytes of the weights that are here, by model
         self._one = threading.Lock()  # torch's meta device is set for a whole thread; counting takes a moment
 
     def names(self) -> list[str]:
@@ -89,7 +92,7 @@ class Planner:
             )
         first = given.get("image")
         picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
-        from broll.engine import pipeline
+        from broll.engine import pipeline, step_cache
 
         asked, told = self._with_loras(given)
         notes += [told] if told else []
@@ -100,7 +103,9 @@ class Planner:
         asked, report = coaching.coached(asked, known, wish.mode, model, seen)
         takes.check(asked)
         spec = pipeline.resolve(asked, config, picture=picture)
-        return Plan(spec, self._memory_mb(spec, config), tuple(notes), report)
+        skipping = step_cache.told(spec, config)
+        notes += [skipping] if skipping else []
+        return Plan(spec, self._needs(spec, config) // 10**6, tuple(notes), report)
 
     def _with_loras(self, given: dict[str, Any]) -> tuple[VideoSpec, str]:
         """Names become digests, and what they want is filled in. Only what lies in the folder can be asked for."""
@@ -124,6 +129,8 @@ class Planner:
         if not self._settings.offer:
             return catalog.best(self._settings, task).name
         able = [name for name in self.names() if self.config(name).task == task]
+        if task == "t2v":  # VACE with nothing to follow comes last
+            able += [name for name in self.names() if self.config(name).task == "vace"]
         if not able:
             raise ModelMissing(f"no model here makes this kind of clip ({task})")
         return able[0]
@@ -157,20 +164,52 @@ class Planner:
             raise BadOption(f"seconds is {seconds:g}; {config.name} makes clips of at most {most:g} seconds")
         return frames
 
-    def _linears(self, config: ModelConfig) -> "torch.dtype":
-        """Of the devices, which are this machine's only if it runs the jobs itself."""
-        import torch
+    def seconds(self, spec: VideoSpec) -> float | None:
+        """By the measured rates of this machine; None if the jobs do not run on it."""
+        if not self._own():
+            return None
+        config, where = self.config(spec.model), catalog.device()
+        with self._one:
+            rates = pace.measured(self._settings, config, where, plans.tokens(spec, config), plans.area(spec))
+        stages = plans.times(self._cost(spec, config), rates, pace.seen(self._settings, config.name))
+        return (spec.takes or 1) * sum(stages.values())
 
-        if self._settings.role != "api" and self._settings.executor == "local":
-            return wiring.precision(config, catalog.device()).linears
-        return torch.bfloat16 if config.transformer.dim >= 1024 else torch.float32
+    def _needs(self, spec: VideoSpec, config: ModelConfig) -> int:
+        """Bytes of a device: where the whole model does not fit, blocks are streamed, unless LoRAs are merged."""
+        from broll.engine.estimate import blocks_streamed
 
-    def _memory_mb(self, spec: VideoSpec, config: ModelConfig) -> int:
-        from broll.engine.estimate import estimate
+        cost, own = self._cost(spec, config), self._settings
+        if own.offload == "off" or (own.merge_loras and spec.loras and own.offload != "on"):
+            return cost.memory_bytes
+        return min(cost.memory_bytes, cost.changed(blocks_streamed).memory_bytes)
 
-        key = (spec.model, spec.width, spec.height, spec.frames)
-        if key not in self._memory:
-            with self._one:
-                linears = self._linears(config)
-                self._memory[key] = estimate(spec, config, linears=linears).memory_bytes // 10**6
-        return self._memory[key]
+    def _own(self) -> bool:
+        """Whether the devices are this machine's."""
+        return self._settings.role != "api" and self._settings.executor == "local"
+
+    def _cost(self, spec: VideoSpec, config: ModelConfig) -> "Estimate":
+        """With everything in memory from the first stage to the last: a warm model keeps its text encoder."""
+        size = (spec.width, spec.height, spec.frames)
+        how = (spec.steps, spec.guidance == 1, spec.quality, spec.step_cache, spec.grid, spec.loras)
+        key = (spec.model, *size, *how)
+        with self._one:
+            if len(self._costs) > 1000:
+                self._costs.clear()
+            if key not in self._costs:
+                where = catalog.device() if self._own() else None
+                kind = "cuda" if where is None else where.type
+                how = plans.on_a_gpu() if where is None else wiring.precision(config, where)
+                self._costs[key] = plans.estimate(spec, config, how, self._weights(config, how), kind)
+            return self._costs[key]
+
+    def _weights(self, config: ModelConfig, how: "Precision") -> dict[str, int] | None:
+        """As they lie on this machine; None if they lie elsewhere."""
+        from broll.engine import footprint
+
+        if config.name not in self._held:
+            try:
+                folder = catalog.find(self._settings, config.name).folder
+            except ModelMissing:
+                return None
+            self._held[config.name] = footprint.kept(folder, config, how)
+        return self._held[config.name]

@@ -4,6 +4,7 @@
 
 Of several takes each goes from encode to decode. A snapshot is also made after the last step: whoever goes on from it
 only decodes. Asked to stop now, it stops between two blocks or two latents; else at the next step, with a snapshot.
+Where steps are skipped (engine/step_cache.py), that is the next one that can be gone on from.
 """
 # ruff: noqa: PLC0415  torch is loaded by the process that needs it
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broll import catalog, loras, takes, wiring
+from broll import plan as plans
 from broll.errors import BadSnapshot, BrollError, OutputError
 from broll.events import (
     Clip,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from broll.engine.config import ModelConfig
     from broll.engine.load import Parts
     from broll.engine.sampler import Step
+    from broll.spec import LoraUse
 
 # Percent of a job that is done when a stage begins: a fixed scale, so that progress never runs backwards.
 BEGINS = {"encode": 0.0, "denoise": 2.0, "decode": 88.0, "finish": 98.0}
@@ -68,10 +71,21 @@ class Flag:
             raise Interrupted
 
 
+@dataclass(frozen=True)
+class Warm:
+    """The model that is loaded, the LoRAs that are in its weights, and what memory was free before."""
+
+    name: str
+    merged: "tuple[LoraUse, ...]"
+    config: "ModelConfig"
+    parts: "Parts"
+    memory: int
+
+
 @dataclass
 class Renderer:
     settings: Settings
-    _warm: "tuple[str, ModelConfig, Parts] | None" = None
+    _warm: Warm | None = None
     decode_s_by_shape: dict[tuple[Any, ...], float] = field(default_factory=dict)  # by model and shape
 
     def run(self, work: Work, flag: Flag) -> Iterator[Event]:
@@ -89,22 +103,50 @@ class Renderer:
     def _run(self, work: Work, flag: Flag) -> Iterator[Event]:
         spec = VideoSpec.model_validate_json(work.spec)
         begin = time.perf_counter()
-        config, whole = self._load(work.model)
-        parts, _ = loras.on(whole, spec, self.settings)
+        config, parts = self._ready(work.model, spec)
         yield Loaded(work.model, time.perf_counter() - begin)
         flag.check()
         interruptible(parts, flag)
         with tempfile.TemporaryDirectory(prefix="broll-") as name:
             yield from Run(self, work, spec, config, parts, flag, Path(name)).events()
 
-    def _load(self, name: str) -> "tuple[ModelConfig, Parts]":
-        if self._warm is None or self._warm[0] != name:
-            self._warm = None  # frees before it loads
-            wiring.use_threads(self.settings)
-            found = catalog.find(self.settings, name)
-            config = wiring.describe(found)
-            self._warm = (name, config, wiring.load(found, config))
-        return self._warm[1], self._warm[2]
+    def _ready(self, name: str, spec: VideoSpec) -> "tuple[ModelConfig, Parts]":
+        """The model, with the clip's LoRAs in it or beside it."""
+        wants: tuple[LoraUse, ...] = ()
+        if self.settings.merge_loras and spec.loras and self.settings.offload != "on":
+            wants = spec.loras if loras.mergeable(catalog.find(self.settings, name), spec) else ()
+        if self._stale(name, wants, spec):
+            self._load(name, wants, spec)
+        warm = self._warm
+        assert warm is not None
+        return warm.config, warm.parts if wants else loras.on(warm.parts, spec, self.settings)[0]
+
+    def _stale(self, name: str, wants: "tuple[LoraUse, ...]", spec: VideoSpec) -> bool:
+        """Whether another model is needed; or this one with its blocks streamed, though it is whole in memory."""
+        warm = self._warm
+        if warm is None or (warm.name, warm.merged) != (name, wants):
+            return True
+        if wants or plans.STREAMING in warm.parts.levers:
+            return False
+        return plans.streams(spec, warm.config, self.settings, catalog.find(self.settings, name), warm.memory)
+
+    def _load(self, name: str, wants: "tuple[LoraUse, ...]", spec: VideoSpec) -> None:
+        """Another model: refused before the old one is given up, and that one is gone before the weights are read."""
+        found = catalog.find(self.settings, name)
+        config = wiring.describe(found)
+        self._warm = None
+        wiring.free()
+        wiring.use_threads(self.settings)
+        memory = self.settings.memory_mb * 10**6 or catalog.free_memory(catalog.device())
+        if wants:
+            parts, _ = loras.merged(found, config, spec, self.settings)
+        else:
+            own = self.settings
+            streamed = plans.streams(spec, config, own, found, memory)
+            parts = wiring.load(
+                found, config, native_fp8=own.native_fp8, attention=own.attention, streamed=streamed
+            )
+        self._warm = Warm(name, wants, config, parts, memory)
 
 
 def interruptible(parts: "Parts", flag: Flag) -> None:
@@ -146,15 +188,19 @@ class Run:
 
     def _saw(self, event: Any) -> Generator[Event, None, bool]:
         """Tell what it means; whether the work ends here, as was asked."""
-        from broll.engine.pipeline import Frames
+        from broll.engine.pipeline import Frames, Warned
         from broll.engine.sampler import Step
 
         if isinstance(event, takes.Take):
             self.take, self.decoding, self.saved = event, None, -1
             yield Stage("encode")
             self.times = [time.perf_counter()]
+        elif isinstance(event, Warned):
+            sys.stderr.write(f"warning: {event.text}\n")
         elif isinstance(event, Step):
             yield from self._step(event)
+            if not event.resumable:
+                return False
             if self.flag.soon and self.saved != event.index:
                 yield self._snapshot(event)
             return self.flag.soon
@@ -202,7 +248,7 @@ class Run:
         share = (BEGINS["decode"] - BEGINS["denoise"]) * (step.index + 1) / steps
         yield Progress("denoise", step.index + 1, steps, self._percent(BEGINS["denoise"] + share), left_s)
         every_s = max(self.work.snapshot_s, SNAPSHOT_SHARE * steps * step_s)
-        if step.index + 1 == steps or time.monotonic() - self.kept >= every_s:
+        if step.index + 1 == steps or (time.monotonic() - self.kept >= every_s and step.resumable):
             yield self._snapshot(step)
         if time.monotonic() - self.shown >= PREVIEW_S:
             self.shown = time.monotonic()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from broll import catalog, logs
+from broll import catalog, logs, wiring
 from broll.errors import BadOption, BrollError, OutputError
 from broll.jobs import keys
 from broll.jobs.artifacts import Artifacts
@@ -216,9 +216,13 @@ def ended(service: Service, job_id: str) -> None:
 
 
 def build_dispatcher(settings: Settings, service: Service) -> Dispatcher:
-    models = tuple(Planner(settings).names())
+    planner = Planner(settings)
+    models = tuple(planner.names())
     if not models:
         raise BrollError("there is no model on this machine; broll models list says how to get one")
+    if settings.executor == "local":
+        for name in models:
+            wiring.check_attention(settings.attention, planner.config(name))
     names = ("beat_s", "poll_s", "snapshot_s", "stage_timeout_s", "drain_s")
     pace = Pace(**{name: getattr(settings, name) for name in names})
     own = policy(settings)

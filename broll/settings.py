@@ -38,6 +38,20 @@ class Settings(BaseSettings):
         default_factory=lambda: user_data_path("broll"), description="folder for what broll keeps"
     )
     threads: int = Field(default=0, ge=0, le=1024, description="CPU threads of the engine; 0: torch decides")
+    merge_loras: bool = Field(
+        default=False, description="LoRAs go into the weights where they can, instead of running beside"
+    )
+    native_fp8: bool = Field(
+        default=False,
+        description="fp8 weights are multiplied as they are where the device can; else dequantized",
+    )
+    offload: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="blocks of the transformer are streamed: auto, if a clip does not fit otherwise; on; off",
+    )
+    attention: str = Field(
+        default="auto", description="the kernel that computes attention; auto: the best here that rounds no further"
+    )
 
     host: str = Field(default="127.0.0.1", description="address that `broll serve` listens on")
     port: int = Field(default=8188, ge=0, le=65535, description="and its port")
@@ -97,6 +111,9 @@ class Settings(BaseSettings):
     )
     price_base: int = Field(default=100, ge=0, description="credits of a 720p clip, before its seconds")
     price_second: int = Field(default=20, ge=0, description="and for each second")
+    gpu_hour: float = Field(
+        default=0, ge=0, description="what an hour of a device costs, in any money; 0: not said"
+    )
     welcome_credits: int = Field(default=100, ge=0, description="for a new tenant")
     cancel_charge: Literal["used", "free"] = Field(
         default="used", description="for a job cancelled while running"

@@ -16,6 +16,8 @@ MAX_PROMPT = 10_000  # characters; the text encoder's own limit of 512 tokens is
 MAX_SEED = 2**63 - 1
 MAX_TAKES = 16
 Pick = Literal["camera", "motion", "sharp"]
+Quality = Literal["draft", "standard", "best"]
+StepCache = Literal["magcache", "teacache"]
 
 
 class Artifact(BaseModel):
@@ -77,7 +79,9 @@ class VideoSpec(BaseModel):
     guidance: Annotated[float | None, Field(ge=1, le=50)] = None  # 1: no guidance
     shift: Annotated[float | None, Field(gt=0, le=100)] = None
     sampler: Literal["unipc", "dpm++", "euler"] | None = None
-    grid: Literal["official", "diffusers"] | None = None
+    grid: Literal["official", "diffusers", "distilled"] | None = None
+    quality: Quality | None = None  # below best, steps are skipped; None: best
+    step_cache: StepCache | None = None  # how the steps to skip are chosen; None: magcache
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None  # None: drawn, and written back
     image: Artifact | None = None  # first frame
     last_image: Artifact | None = None

@@ -11,11 +11,12 @@ import contextlib
 import hashlib
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broll.catalog import Installed, device
+from broll.catalog import Installed, device, free_main_memory
 from broll.engine.config import ModelConfig
 from broll.errors import (
     BadCheckpoint,
@@ -32,10 +33,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from broll.engine.load import Parts, Precision
+    from broll.engine.lora import Entry
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
 WHOLE_FILE = 200_000_000  # bytes; above it a digest looks at the ends only
+PINNABLE = 0.8  # of the main memory that is free: pinned, it is nobody else's
 MAX_PICTURE = 200_000_000  # bytes of a picture's file
 
 
@@ -67,7 +70,7 @@ def fast_bf16() -> bool:
     """Whether the CPU multiplies bf16 faster than fp32: by its features, else by trying."""
     import torch
 
-    from broll.engine.estimate import matrix_rate
+    from broll.engine.rates import matrix_rate
 
     features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if features.get("architecture") == "x86_64":
@@ -83,12 +86,56 @@ def use_threads(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
 
 
-def load(model: Installed, config: ModelConfig) -> "Parts":
+def load(
+    model: Installed,
+    config: ModelConfig,
+    *,
+    merge: "Sequence[Entry]" = (),
+    native_fp8: bool = False,
+    prompts: Sequence[str] = (),
+    streamed: bool = False,
+    attention: str = "auto",
+) -> "Parts":
+    """`merge` goes into the weights; `native_fp8` multiplies weights in fp8 as they are, where the device can;
+    with `prompts`, these are encoded first and the text encoder is let go; `streamed`: so are the transformer's blocks.
+    """
     from broll.engine import load as engine
 
     where = device()
-    how = precision(config, where)
-    return engine.load(model.folder, model.name, device=where, precision=how, digests=digests(model.folder))
+    how = replace(precision(config, where), native_fp8=native_fp8)
+    return engine.load(
+        model.folder,
+        model.name,
+        device=where,
+        precision=how,
+        digests=digests(model.folder),
+        merge=merge,
+        prompts=prompts,
+        streamed=streamed,
+        pinnable=round(PINNABLE * free_main_memory()) if streamed else 0,
+        attention=attention,
+    )
+
+
+def check_attention(name: str, config: ModelConfig) -> None:
+    """Refuse a kernel that cannot compute this model here, before any weight is read."""
+    from broll.engine import kernels
+
+    if name == kernels.AUTO:
+        return
+    where = device()
+    kernels.chosen(name, kernels.Here.of(where, precision(config, where).linears))
+
+
+def free() -> None:
+    """Give back a model that nobody holds any more: a transformer refers to itself, so it waits for the collector."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def digests(folder: Path) -> tuple[tuple[str, str], ...]:
@@ -189,7 +236,7 @@ def write_whole(path: Path, data: bytes) -> None:
 def save_snapshot(path: Path, spec: VideoSpec, parts: "Parts", step: "Step", memo: str = "") -> None:
     from broll.engine import snapshot
 
-    snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(parts), memo))
+    snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(parts, spec), memo))
 
 
 def read_snapshot(path: Path) -> "Snapshot":

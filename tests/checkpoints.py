@@ -16,18 +16,18 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from broll.engine import weights
+from broll.engine import vace, weights
 from broll.engine.config import ImageConfig, TextConfig, TransformerConfig, VAEConfig
 from broll.engine.image_encoder import clip_vision
 from broll.engine.load import CLIP_FILE, T5_FILE, VAE_FILE
 from broll.engine.text_encoder import umt5
-from broll.engine.transformer import Transformer
 from broll.engine.vae import VAE
 
 DEFAULTS = {
     "size": [64, 32], "max_area": 2048, "steps": 3, "frames": 9, "guidance": 4.0, "shift": 3.0,
 }  # fmt: skip
 VAE_NUMBERS = VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)
+PLAIN_VAE_NUMBERS = VAEConfig(base_dim=4, num_res_blocks=1)  # diffusers' VACE pipeline takes no other
 TEXT_NUMBERS = TextConfig(vocab_size=99, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
 IMAGE_NUMBERS = ImageConfig(
     hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, image_size=28, patch_size=14
@@ -39,6 +39,8 @@ def transformer_numbers(task: str = "t2v") -> TransformerConfig:
     small = TransformerConfig(dim=24, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16, freq_dim=16)
     if task == "t2v":
         return small
+    if task == "vace":
+        return dataclasses.replace(small, vace_layers=(0,), vace_in_dim=2 * 16 + 64)
     positions = 2 * IMAGE_TOKENS if task == "flf2v" else None
     return dataclasses.replace(small, in_dim=36, image_dim=16, image_positions=positions)
 
@@ -55,7 +57,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def official_names(task: str = "t2v") -> dict[str, Tensor]:
-    return state(built(lambda: Transformer(transformer_numbers(task))))
+    return state(built(lambda: vace.transformer(transformer_numbers(task))))
 
 
 def diffusers_names(task: str = "t2v") -> dict[str, Tensor]:
@@ -66,8 +68,9 @@ def diffusers_names(task: str = "t2v") -> dict[str, Tensor]:
 
 
 def diffusers_folder(path: Path, task: str = "t2v") -> Path:
-    """A whole tiny model, for t2v, i2v or flf2v."""
-    image = task != "t2v"
+    """A whole tiny model, for t2v, i2v, flf2v or vace."""
+    image = task in ("i2v", "flf2v")
+    numbers = PLAIN_VAE_NUMBERS if task == "vace" else VAE_NUMBERS
     parts = ["transformer", "vae", "text_encoder", "tokenizer", "scheduler"]
     write_json(
         path / "model_index.json", {"_class_name": "WanImageToVideoPipeline" if image else "WanPipeline"}
@@ -78,8 +81,8 @@ def diffusers_folder(path: Path, task: str = "t2v") -> Path:
     write_json(path / "scheduler" / "scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"})
     write_json(path / "transformer" / "config.json", transformer_json(transformer_numbers(task)))
     save_file(diffusers_names(task), path / "transformer" / "diffusion_pytorch_model.safetensors")
-    write_json(path / "vae" / "config.json", vae_json(VAE_NUMBERS))
-    vae = built(lambda: VAE(VAE_NUMBERS), seed=1)
+    write_json(path / "vae" / "config.json", vae_json(numbers))
+    vae = built(lambda: VAE(numbers), seed=1)
     save_file(state(vae), path / "vae" / "diffusion_pytorch_model.safetensors")
     write_json(
         path / "text_encoder" / "config.json", dataclasses.asdict(TEXT_NUMBERS) | {"model_type": "umt5"}
@@ -116,9 +119,11 @@ def original_folder(path: Path, task: str = "t2v") -> Path:
         key: getattr(c, key) for key in ("dim", "ffn_dim", "num_heads", "num_layers", "in_dim", "out_dim")
     }
     numbers |= {"freq_dim": c.freq_dim, "text_len": c.text_len, "eps": c.eps, "model_type": task}
+    if task == "vace":
+        numbers |= {"vace_layers": list(c.vace_layers), "vace_in_dim": c.vace_in_dim}
     write_json(path / "config.json", numbers)
     save_file(official_names(task), path / "diffusion_pytorch_model.safetensors")
-    for name in [T5_FILE, VAE_FILE] + ([CLIP_FILE] if task != "t2v" else []):
+    for name in [T5_FILE, VAE_FILE] + ([CLIP_FILE] if task in ("i2v", "flf2v") else []):
         torch.save({"nothing": torch.zeros(1)}, path / name)
     tokenizer().save_pretrained(path / "google" / "umt5-xxl")
     return path
@@ -141,8 +146,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def transformer_json(c: TransformerConfig) -> dict:
-    return {
-        "_class_name": "WanTransformer3DModel",
+    hinted = {"vace_layers": list(c.vace_layers), "vace_in_channels": c.vace_in_dim} if c.vace_layers else {}
+    return hinted | {
+        "_class_name": "WanVACETransformer3DModel" if hinted else "WanTransformer3DModel",
         "num_attention_heads": c.num_heads,
         "attention_head_dim": c.head_dim,
         "ffn_dim": c.ffn_dim,

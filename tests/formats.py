@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Kind
 from safetensors.torch import save_file
 from torch import Tensor
 
-from broll.engine import weights
+from broll.engine import vace, weights
 from broll.engine.config import ImageConfig, TextConfig, TransformerConfig, VAEConfig
 from broll.engine.image_encoder import clip_vision
 from broll.engine.text_encoder import umt5
@@ -41,13 +41,15 @@ FP8 = torch.float8_e4m3fn
 def numbers(task: str = "t2v") -> TransformerConfig:
     if task == "t2v":
         return NUMBERS
+    if task == "vace":
+        return dataclasses.replace(NUMBERS, vace_layers=(0,), vace_in_dim=96)
     positions = 2 * checkpoints.IMAGE_TOKENS if task == "flf2v" else None
     return dataclasses.replace(NUMBERS, in_dim=36, image_dim=80, image_positions=positions)
 
 
 @functools.cache
 def transformer(task: str = "t2v") -> Transformer:
-    return built(lambda: Transformer(numbers(task)))
+    return built(lambda: vace.transformer(numbers(task)))
 
 
 @functools.cache
@@ -335,7 +337,7 @@ def comfy_folder(folder: Path, form: str = "single", task: str = "t2v", text: st
     lines += ["[text_encoder]", f'file = "text_encoders/{words.name}"']
     lines += ["[vae]", 'file = "vae/wan_2.1_vae.safetensors"']
     lines += ["[tokenizer]", 'folder = "tokenizer"']
-    if task != "t2v":
+    if task in ("i2v", "flf2v"):
         lines += ["[image_encoder]", 'file = "clip_vision/clip_vision_h.safetensors"']
     (folder / "model.toml").write_text("\n".join(lines) + "\n")
     return folder

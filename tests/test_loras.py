@@ -1,9 +1,12 @@
 """LoRAs on the command line, in specs, in jobs: by name, with what they want, and gone again afterwards."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from broll import catalog, clips, loras, takes, wiring
 from broll.clips import Clip
@@ -13,6 +16,7 @@ from broll.events import Work
 from broll.renderer import Flag, Renderer
 from broll.settings import Settings
 from broll.spec import parse
+from tests import formats
 from tests import loras as files
 
 
@@ -76,7 +80,7 @@ def test_a_distilled_one_sets_what_the_user_left_open(settings):
     spec, told = loras.fitted(
         parse(model="tiny", prompt="a lake", loras=uses, negative_prompt="blur"), settings, places
     )
-    assert (spec.steps, spec.guidance, spec.sampler) == (4, 1.0, "euler")
+    assert (spec.steps, spec.guidance, spec.sampler, spec.grid) == (4, 1.0, "euler", "distilled")
     assert "steps 4" in told
     assert "no effect" in told
     spec, told = loras.fitted(parse(model="tiny", prompt="a lake", loras=uses, steps=9), settings, places)
@@ -139,6 +143,100 @@ def test_on_the_command_line(here, models, capsys):
         status, _, err = broll("a lake", "--model", "tiny", "--lora", bad)
         assert status != 0
         assert f"[{code}]" in err, err
+
+
+def test_merged_on_the_command_line(here, models, capsys):
+    from broll.cli import app
+
+    def broll(*words):
+        capsys.readouterr()
+        return app.run(["generate", "a lake", "--model", "tiny", "--seed", "1", *words]), *capsys.readouterr()
+
+    status, out, _ = broll("--lora", "film", "--merge-loras", "--json")
+    merged = json.loads(out)
+    assert status == 0
+    assert "lora film 1 merged" in clips.read_record(Path(merged["file"])).weights
+    status, out, err = broll("--like", merged["file"], "--json")
+    beside = json.loads(out)
+    assert (status, "other weights" in err) == (0, False)
+    assert "lora film 1 None-None" in clips.read_record(Path(beside["file"])).weights
+    for words, why in (
+        (["--merge-loras"], "no LoRA to merge"),
+        (["--lora", "film:1:1-2", "--merge-loras"], "some steps only"),
+        (["--server", "http://127.0.0.1:1", "--lora", "film", "--merge-loras"], "the setting merge_loras"),
+    ):
+        status, _, err = broll(*words)
+        assert (status, why in err) == (2, True), err
+
+
+def test_into_quantized_weights_nothing_is_merged(tmp_path):
+    formats.comfy_folder(tmp_path / "mix", "gguf-Q8_0")
+    (tmp_path / "loras").mkdir()
+    files.save(files.pairs(formats.transformer()), "comfy", tmp_path / "loras" / "film.safetensors")
+    settings = Settings(models=tmp_path)
+    model = catalog.find(settings, "mix")
+    spec = parse(model="mix", prompt="a lake", loras=loras.wanted(settings, [loras.Asked("film")])[0])
+    assert not loras.mergeable(model, spec)
+    with pytest.raises(BadOption, match="kept as Q8_0"):
+        loras.merged(model, wiring.describe(model), spec, settings)
+
+
+def test_what_merging_leaves_out_is_said(models, settings):
+    model = catalog.find(settings, "tiny")
+    config = wiring.describe(model)
+    transformer = wiring.load(model, config).transformer
+    files.save(
+        files.pairs(transformer),
+        "comfy",
+        models / "loras" / "odd.safetensors",
+        {"nothing.alpha": torch.ones(1)},
+    )
+    try:
+        spec = parse(model="tiny", prompt="a lake", loras=loras.wanted(settings, [loras.Asked("odd")])[0])
+        _, beside = loras.on(wiring.load(model, config), spec, settings)
+        _, merged = loras.merged(model, config, spec, settings)
+    finally:
+        (models / "loras" / "odd.safetensors").unlink()
+    assert merged == beside
+    assert len(merged) == 1
+    assert "nothing.alpha" in merged[0]
+
+
+def test_a_negative_prompt_at_guidance_1_is_said_to_have_no_effect(here, capsys):
+    from broll.cli import app
+
+    words = ["generate", "a lake", "--model", "tiny", "--seed", "1", "--negative", "blur", "--guidance", "1"]
+    assert app.run(words) == 0
+    assert "at guidance 1 a negative prompt has no effect" in capsys.readouterr().err
+
+
+def test_loras_are_listed_and_shown(here, models, capsys):
+    from broll.cli import app
+
+    def broll(*words):
+        capsys.readouterr()
+        return app.run(["loras", *map(str, words)]), *capsys.readouterr()
+
+    status, out, _ = broll("list")
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert status == 0
+    assert set(lines) == {"broken", "film", "lightx2v-4step"}
+    assert "cannot be used" in lines["broken"]
+    assert "ComfyUI, rank 3, " in lines["film"]
+    assert "kohya" in lines["lightx2v-4step"] and "steps 4" in lines["lightx2v-4step"]
+    rows = {row["name"]: row for row in json.loads(broll("list", "--json")[1])["loras"]}
+    assert rows["film"]["wants"] is None and rows["film"]["ranks"] == [3]
+    assert rows["lightx2v-4step"]["wants"]["grid"] == "distilled"
+    assert "error" in rows["broken"]
+    status, out, _ = broll("show", "lightx2v-4step")
+    assert status == 0 and "negative prompt has no effect" in out
+    assert re.search(r"^tiny +changes \d+ places$", out, re.MULTILINE)
+    assert re.search(r"^wan2.1-t2v-14b +no: .*this model has", out, re.MULTILINE)
+    row = json.loads(broll("show", models / "loras" / "film.safetensors", "--json")[1])
+    assert row["fits"]["tiny"]["unused"] == [] and "refused" in row["fits"]["wan2.1-t2v-1.3b"]
+    assert row["sha256"] == loras.digest(models / "loras" / "film.safetensors")
+    assert broll("show", "nothing")[0] == 3
+    assert broll("show", "broken")[0] == 3
 
 
 def test_two_distilled_ones_that_disagree_must_be_told_apart(settings, models):

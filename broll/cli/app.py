@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from broll import __version__
-from broll.cli import doctor, generate, inspect, jobs, models, prompt, serve
+from broll.cli import bench, doctor, generate, inspect, jobs, loras, models, plan, prompt, serve
 from broll.cli.output import one_line, say
 from broll.errors import BadOption, BrollError, MissingExtra, OutputError
 
@@ -30,6 +30,7 @@ ENGINE = {
     "torch",
     "transformers",
     "tokenizers",
+    "huggingface_hub",
     "safetensors",
     "ftfy",
     "jaxtyping",
@@ -48,12 +49,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate", epilog=generate.EXAMPLES)(generate.generate)
+app.command("plan")(plan.plan)
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("serve")(serve.serve)
-models_app = typer.Typer(help="Which models are here, and which can be had.", no_args_is_help=True)
-models_app.command("list")(models.list_models)
-app.add_typer(models_app, name="models")
+app.add_typer(models.models_app, name="models")
+app.add_typer(loras.loras_app, name="loras")
+app.add_typer(bench.bench_app, name="bench")
 app.add_typer(prompt.prompt_app, name="prompt")
 app.add_typer(jobs.jobs_app, name="jobs")
 app.add_typer(serve.keys_app, name="keys")

@@ -19,12 +19,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broll import __version__
-from broll.cli.output import gigabytes
+from broll.cli.output import duration, gigabytes
 
 if TYPE_CHECKING:
     from broll.settings import Settings
 
-ENGINE = ("torch", "transformers", "safetensors", "av", "ftfy", "sentencepiece", "jaxtyping")
+ENGINE = (
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+    "av",
+    "ftfy",
+    "sentencepiece",
+    "jaxtyping",
+)
 ENCODERS = {"libx264": "mp4", "libvpx-vp9": "webm", "gif": "gif"}
 GET_ENGINE = 'pip install "broll[engine]"'
 
@@ -49,6 +58,8 @@ def checks(settings: "Settings") -> Iterator[Check]:
         yield from device_checks(settings)
     yield from memory_checks(settings)
     yield weights_check(settings)
+    if not missing:
+        yield from plan_checks(settings)
     if "av" not in missing:
         yield from codec_checks()
 
@@ -106,8 +117,40 @@ def weights_check(settings: "Settings") -> Check:
         "weights",
         "fail",
         "no model is here",
-        f"{catalog.how_to_get('nano', settings)}, or see broll models list",
+        f"{catalog.how_to_get('nano')}, or see broll models list",
     )
+
+
+def plan_checks(settings: "Settings") -> Iterator[Check]:
+    """Each model's default clip, by the measured rates of this machine."""
+    from broll import catalog, nearest
+    from broll import plan as plans
+    from broll.errors import BrollError
+    from broll.spec import parse
+
+    for name, model in catalog.installed(settings).items():
+        try:
+            _, config = plans.wanted(settings, name)
+            spec = plans.whole(parse(model=name, prompt="a clip"), config)
+            here = plans.here(spec, config, settings, model)
+            made = plans.make(spec, config, here, offload=settings.offload)
+        except BrollError as error:
+            yield Check("plan", "warn", f"{name}: {error}")
+            continue
+        r = made.target.rates
+        rates = ", ".join(
+            f"{kind} {rate / 1e9:.0f}"
+            for kind, rate in (
+                ("Linears", r.linear),
+                ("attention", r.attention),
+                ("convolutions", r.convolution),
+            )
+        )
+        yield Check("rate", "ok", f"{name}: {rates} GFLOP/s in {plans.words(made.target.precision)}")
+        clip = f"{name}: {nearest.shown(spec)} in {duration(made.total_s)}, {gigabytes(made.estimate.memory_bytes)}"
+        switched = "".join(f", {lever.words}" for lever in made.on)
+        advice = "" if made.fits else nearest.sentence(made, config)
+        yield Check("plan", "ok" if made.fits else "warn", clip + switched, advice)
 
 
 def codec_checks() -> Iterator[Check]:

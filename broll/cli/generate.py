@@ -11,23 +11,22 @@ import shlex
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broll.cli.output import duration, gigabytes, say
 from broll.cli.stop import Stop, Stopped, stoppable
+from broll.cli.watch import Watch
 from broll.errors import BadOption
 
 if TYPE_CHECKING:
-    from broll.cli.forecast import Forecast
     from broll.cli.progress import Display
     from broll.cli.request import Job, Options
     from broll.clips import Clip
     from broll.engine.load import Parts
-    from broll.engine.sampler import Step
+    from broll.plan import Plan
     from broll.settings import Settings
-    from broll.takes import Take
 
 EXAMPLES = (
     'broll generate "aerial drone shot slowly circling a lighthouse, golden hour"    '
@@ -61,7 +60,25 @@ def generate(
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="unipc, dpm++ or euler.", rich_help_panel=How)] = None,
     grid: Annotated[
-        str | None, typer.Option(help="Noise levels: official or diffusers.", rich_help_panel=How)
+        str | None, typer.Option(help="Noise levels: official, diffusers or distilled.", rich_help_panel=How)
+    ] = None,
+    merge_loras: Annotated[
+        bool, typer.Option("--merge-loras", help="Into the weights instead of beside.", rich_help_panel=How)
+    ] = False,
+    quality: Annotated[
+        str | None,
+        typer.Option(help="best computes every step; standard and draft skip some.", rich_help_panel=How),
+    ] = None,
+    step_cache: Annotated[
+        str | None, typer.Option(help="Chooses those steps: magcache or teacache.", rich_help_panel=How)
+    ] = None,
+    offload: Annotated[
+        str | None,
+        typer.Option(help="Stream the model's blocks: auto, on or off.", rich_help_panel=How),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(help="Kernel: auto, sdpa, flash3, sage ...", rich_help_panel=How),
     ] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
@@ -146,12 +163,12 @@ def run(options: "Options", stop: Stop) -> None:
         "TRANSFORMERS_VERBOSITY", "error"
     )  # what it warns of is checked, and said, by broll
     from broll.cli.progress import display
-    from broll.settings import Settings
+    from broll.cli.request import settings_of
 
     show = display(quiet=options.quiet)
     try:
         show.stage("starting")
-        job, parts, expected = ready(options, Settings(), stop, show)
+        job, parts, expected = ready(options, settings_of(options), stop, show)
     except KeyboardInterrupt:
         again = f"; {options.resume} is as it was" if options.resume else "; nothing was written"
         raise Stopped(f"stopped before the first step{again}", stop.signum or signal.SIGINT) from None
@@ -164,39 +181,54 @@ def run(options: "Options", stop: Stop) -> None:
     finish(options, job, clip, time.perf_counter() - begin)
 
 
-def ready(
-    options: "Options", settings: "Settings", stop: Stop, show: "Display"
-) -> "tuple[Job, Parts, Forecast]":
+def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display") -> "tuple[Job, Parts, Plan]":
     """The job, announced, and its model, loaded."""
-    from broll import loras, wiring
+    from broll import loras, nearest, wiring
+    from broll import plan as plans
     from broll.cli.coaching import announce_coach
-    from broll.cli.forecast import forecast
     from broll.cli.request import prepare
 
     job = prepare(options, settings)
     stop.check()
-    expected = forecast(job.spec, job.config, settings)
+    may_merge = settings.merge_loras and settings.offload != "on"
+    merging = options.merge_loras or (may_merge and loras.mergeable(job.model, job.spec))
+    expected = plans.make(
+        job.spec, job.config, plans.here(job.spec, job.config, settings, job.model),
+        can=() if merging else None, gpu_hour=settings.gpu_hour, offload=settings.offload,
+    )  # fmt: skip
     if not options.quiet:
         if job.coach is not None and not options.resume:
             announce_coach(job.coach)
         announce(job, expected)
     if not expected.fits:
-        need, free = gigabytes(expected.estimate.memory_bytes), gigabytes(expected.free_bytes)
+        need, free = gigabytes(expected.estimate.memory_bytes), gigabytes(expected.target.memory)
         say(
             f"warning: this needs about {need} of memory and {free} are free: "
             "it will be very slow, or be stopped by the system"
         )
+        say(nearest.sentence(expected, job.config))
     for picture in job.pictures:
         wiring.keep_picture(settings, picture)
     show.stage(f"loading {job.model.name}")
-    parts, unused = loras.on(wiring.load(job.model, job.config), job.spec, settings, job.loras)
+    if merging:
+        parts, unused = loras.merged(job.model, job.config, job.spec, settings, job.loras)
+    else:
+        prompts = plans.prompts(job.spec) if expected.switched_on("text_first") else ()
+        whole = wiring.load(
+            job.model, job.config, native_fp8=settings.native_fp8, prompts=prompts, attention=settings.attention,
+            streamed=expected.switched_on(plans.STREAMING),
+        )  # fmt: skip
+        parts, unused = loras.on(whole, job.spec, settings, job.loras)
     for line in unused:
         say(f"warning: {line}")
     stop.check()
     return job, parts, expected
 
 
-def announce(job: "Job", expected: "Forecast") -> None:
+def announce(job: "Job", expected: "Plan") -> None:
+    from broll.engine import step_cache
+    from broll.plan import HOW, STREAMING
+
     spec = job.spec
     assert spec.frames is not None
     assert spec.fps is not None
@@ -206,17 +238,22 @@ def announce(job: "Job", expected: "Forecast") -> None:
         f"{spec.steps} steps, guidance {spec.guidance:g}, seed {spec.seed}"
         + (f", {takes} takes" if takes > 1 else "")
     )
-    seconds = takes * (expected.denoise_s + expected.decode_s)
+    seconds = expected.total_s
     if job.resume:
         done = job.resume[1].step.index + 1
         seconds -= expected.denoise_s * done / (spec.steps or 1)
         say(f"going on after step {done} of {spec.steps}")
-    how = "as seen here before" if expected.seen else "a guess; the first run tells"
     memory = gigabytes(expected.estimate.memory_bytes)
-    say(f"expected: {duration(seconds)} ({how}), {memory} of memory -> {job.out}")
+    say(f"expected: {duration(seconds)} ({HOW[expected.target.source]}), {memory} of memory -> {job.out}")
+    skipping = step_cache.told(spec, job.config)
+    if skipping:
+        say(skipping)
+    for lever in expected.on:
+        asked = lever.name == STREAMING and expected.offload == "on"
+        say(f"switched on{'' if asked else ', so that it fits'}: {lever.words}")
 
 
-def follow(options: "Options", job: "Job", parts: "Parts", expected: "Forecast", stop: Stop) -> "Clip":
+def follow(options: "Options", job: "Job", parts: "Parts", expected: "Plan", stop: Stop) -> "Clip":
     """Run it under one display; when stopped, keep what was done."""
     from broll import takes
     from broll.cli.progress import display
@@ -246,77 +283,14 @@ def follow(options: "Options", job: "Job", parts: "Parts", expected: "Forecast",
     return watch.clip
 
 
-class Watch:
-    """What has happened so far, how fast, and so how long it will still take."""
-
-    def __init__(self, job: "Job", expected: "Forecast", show: "Display") -> None:
-        self.job, self.expected, self.show = job, expected, show
-        self.step: Step | None = None
-        self.take: Take | None = None  # that the step belongs to
-        self._new: Take | None = None
-        self.clip: Clip | None = None
-        self.times = [time.perf_counter()]  # of the start and of each step
-        self.decoding_s = 0.0
-
-    def saw(self, event: Any) -> None:
-        from broll.clips import Clip
-        from broll.engine.pipeline import Frames
-        from broll.takes import Take
-
-        if isinstance(event, Clip):
-            self.clip = event
-        elif isinstance(event, Take):
-            self._begin(event)
-        elif isinstance(event, Frames):
-            self._frames(event.first + event.frames.shape[1])
-        else:
-            self._step(event)
-
-    def _begin(self, take: "Take") -> None:
-        self._new = take
-        self.times, self.decoding_s = [time.perf_counter()], 0.0
-        self.show.stage(self._named("text, first step"))
-
-    def _named(self, stage: str) -> str:
-        take = self._new
-        return stage if take is None or take.count == 1 else f"take {take.index + 1}/{take.count}: {stage}"
-
-    def _step(self, step: "Step") -> None:
-        steps = self.job.spec.steps or 1
-        if len(self.times) == 1:
-            self.show.stage(self._named("denoise"), steps)
-        self.step, self.take = step, self._new
-        self.times.append(time.perf_counter())
-        left = (steps - step.index - 1) * self.step_s() + self.expected.decode_s
-        self.show.at(step.index + 1, left)
-
-    def _frames(self, done: int) -> None:
-        frames = self.job.spec.frames or 1
-        if self.decoding_s == 0:
-            self.show.stage(self._named("decode"), frames)
-        self.decoding_s = time.perf_counter() - self.times[-1]
-        self.show.at(done, self.decoding_s / done * (frames - done))
-
-    def step_s(self) -> float:
-        """Mean seconds of a step; the first one also reads the prompt, and counts only if it is alone."""
-        times = self.times[1:] if len(self.times) > 2 else self.times
-        return (times[-1] - times[0]) / (len(times) - 1)
-
-    def remember(self) -> None:
-        from broll.cli.forecast import remember
-        from broll.settings import Settings
-
-        if len(self.times) > 2:
-            denoise_s = self.step_s() * (self.job.spec.steps or 1)
-            remember(Settings(), self.job.config.name, self.expected.estimate, denoise_s, self.decoding_s)
-
-
 def warn_of_other_conditions(job: "Job", parts: "Parts") -> None:
     from broll import wiring
+    from broll.engine import kernels
     from broll.engine.snapshot import conditions
 
     if job.resume:
-        differ = wiring.differences(job.resume[1].conditions, conditions(parts))
+        kernels.as_before(parts.transformer, job.resume[1].conditions.get("attention", ""))
+        differ = wiring.differences(job.resume[1].conditions, conditions(parts, job.spec))
         if differ:
             say(f"warning: begun under other conditions ({', '.join(differ)}): the clip may differ a little")
 
@@ -351,7 +325,7 @@ def finish(options: "Options", job: "Job", clip: "Clip", seconds: float) -> None
         "spec": record.spec.model_dump(exclude_none=True),
     }
     told = record.model_dump(mode="json", exclude_none=True)
-    result |= {name: told[name] for name in ("checks", "coach", "takes", "retimed") if told.get(name)}
+    result |= {name: told[name] for name in ("checks", "coach", "takes", "retimed", "attention") if told.get(name)}
     result |= {name: str(path) for name, path in (("poster", job.poster), ("sheet", job.sheet)) if path}
     if options.as_json:
         print(json.dumps(result))

@@ -60,6 +60,12 @@ def check(options: "Options") -> None:
 
     if options.resume is not None:
         raise BadOption("--resume goes on with a clip on this machine; it cannot be given with --server")
+    if options.merge_loras:
+        raise BadOption("--merge-loras is for this machine; a server has the setting merge_loras")
+    if options.offload is not None:
+        raise BadOption("--offload is for this machine; a server has the setting offload")
+    if options.attention is not None:
+        raise BadOption("--attention is for this machine; a server has the setting attention")
     check_together(options)
     if options.format not in (None, "mp4", "gif"):
         raise BadOption(f"--format is {options.format!r}; a server makes mp4 and gif")
@@ -77,11 +83,13 @@ def request(options: "Options") -> dict[str, Any]:
     given |= size_of(options.size)
     given |= {"model": options.model} if options.model is not None else {}
     given |= {"frames": options.frames} if options.frames is not None else {}
+    if options.lora:
+        given["loras"] = [lora_asked(text) for text in options.lora]
     how = {"coach": "off" if options.no_coach else "fix" if options.fix else None}
     how |= {"preset": options.preset, "style": options.style}
     if "prompt" not in given:
         raise BadPrompt('there is no prompt: broll generate "what the clip shows and how the camera moves"')
-    parse(**{"model": "best"} | given)
+    parse(**{"model": "best"} | {name: value for name, value in given.items() if name != "loras"})
     given |= {name: value for name, value in how.items() if value is not None}
     if options.seconds is not None:
         if not 0 < options.seconds <= 600:
@@ -94,6 +102,16 @@ def request(options: "Options") -> dict[str, Any]:
     if options.like is not None and options.prompt is None:
         given["coach"] = "off"
     return given | pictures
+
+
+def lora_asked(text: str) -> dict[str, Any]:
+    """NAME[:WEIGHT[:FIRST-LAST]] as the server takes it: a name there, steps from 0."""
+    from broll import loras
+
+    asked = loras.parse(text)
+    first, last = (asked.steps[0] - 1, asked.steps[1] - 1) if asked.steps else (None, None)
+    fields = {"name": asked.name, "weight": asked.weight, "first": first, "last": last}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def liked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PLAIN = {
     "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
     "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
-    "motion": "motion", "takes": "takes", "pick": "pick",
+    "motion": "motion", "takes": "takes", "pick": "pick", "quality": "quality",
+    "step_cache": "step_cache",
 }  # fmt: skip
 
 
@@ -52,7 +53,12 @@ class Options:
     last_image: Path | None = None
     grid: str | None = None
     preprocessing: str | None = None
+    quality: str | None = None
+    step_cache: str | None = None
     lora: list[str] | None = None
+    merge_loras: bool = False
+    offload: str | None = None
+    attention: str | None = None
     motion: str | None = None
     takes: int | None = None
     pick: str | None = None
@@ -92,7 +98,21 @@ def prepare(options: Options, settings: Settings) -> Job:
     check_together(options)
     if options.out is not None and not options.out.is_dir():
         check_place(options.out, options)
-    return continued(options, settings) if options.resume else fresh(options, settings)
+    job = continued(options, settings) if options.resume else fresh(options, settings)
+    if options.merge_loras:
+        if settings.offload == "on":
+            raise BadOption("--merge-loras needs the blocks that it merges into in memory: give --offload auto or off")
+        loras.check_merge(job.model, job.spec)
+    wiring.check_attention(settings.attention, job.config)
+    return job
+
+
+def settings_of(options: Options) -> Settings:
+    """The settings, and over them what was typed."""
+    if options.offload not in (None, "auto", "on", "off"):
+        raise BadOption(f"--offload is {options.offload!r}; possible are auto, on and off")
+    typed = {"offload": options.offload, "attention": options.attention}
+    return Settings(**{name: value for name, value in typed.items() if value is not None})  # type: ignore[arg-type]
 
 
 def check_together(options: Options) -> None:
@@ -105,7 +125,8 @@ def check_together(options: Options) -> None:
         raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
-    free = {"resume", "model", "out", "format", "force", "poster", "sheet", "as_json", "quiet"}
+    free = {"resume", "model", "merge_loras", "offload", "attention", "out", "format", "force", "poster", "sheet"}
+    free |= {"as_json", "quiet"}
     for option in fields(options):
         if option.name not in free and getattr(options, option.name) not in (None, False):
             name = "the prompt" if option.name == "prompt" else "--" + option.name.replace("_", "-")
@@ -143,6 +164,9 @@ def fresh(options: Options, settings: Settings) -> Job:
     takes.check(spec)
     job = complete(options, settings, model, config, spec, tuple(pictures.values()))
     job = replace(job, loras=places, coach=liked.coach if liked is not None and repeated else report)
+    idle = loras.without_effect(job.spec) if options.negative and not told else ""
+    if idle:
+        say(idle)
     if liked:
         warn_of_other_weights(liked, job)
     return job
@@ -227,7 +251,8 @@ def pictures_of(options: Options, liked: VideoSpec | None, settings: Settings) -
 
 
 def warn_of_other_weights(liked: clips.Record, job: Job) -> None:
-    if liked.weights and liked.weights != dict(wiring.digests(job.model.folder)):
+    before = {name: digest for name, digest in liked.weights.items() if not name.startswith("lora ")}
+    if before and before != dict(wiring.digests(job.model.folder)):
         say(f"warning: that clip was made with other weights than the {job.model.name} here; it will differ")
 
 

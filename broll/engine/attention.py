@@ -1,8 +1,11 @@
 """The attend seam: softmax(q k' / sqrt(d) + bias) v, and who computes it.
 
-`reference` is the definition. Everything else is held to it by a test.
+`reference` is the definition. Everything else is held to it by a test where it can run, and by kernels.py on the
+tensors of a clip's first step. What comes from a package is imported when it is first called; what cannot be told of a
+bias of keys leaves such calls to `sdpa`.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -27,6 +30,8 @@ class AttendCall:
     step: int = 0
 
 
+FLASH3 = "the folder hopper of https://github.com/Dao-AILab/flash-attention"
+SAGE = "https://github.com/thu-ml/SageAttention"
 BLOCK_ELEMENTS = 1 << 22  # logits that `blocked` holds at once: 16 MB in fp32
 
 Attend = Callable[[Heads, Keys, Keys, AttendCall], Heads]
@@ -64,7 +69,74 @@ def blocked(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
     return out
 
 
-BACKENDS: dict[str, Attend] = {"sdpa": sdpa, "blocked": blocked, "reference": reference}
+def without_bias(kernel: Attend) -> Attend:
+    @functools.wraps(kernel)
+    def attend(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
+        return kernel(q, k, v, call) if call.key_bias is None else sdpa(q, k, v, call)
+
+    return attend
+
+
+@without_bias
+def flash2(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
+    """FlashAttention 2. https://arxiv.org/abs/2307.08691"""
+    from flash_attn import flash_attn_func  # noqa: PLC0415
+
+    return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+@without_bias
+def flash3(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
+    """FlashAttention 3. https://arxiv.org/abs/2407.08608"""
+    from flash_attn_interface import flash_attn_func  # noqa: PLC0415
+
+    out = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
+    return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)  # older versions also give the sums
+
+
+@without_bias
+def sage(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
+    """SageAttention: q and k in 8 bits, on newer cards also softmax and v. https://arxiv.org/abs/2411.10958"""
+    from sageattention import sageattn  # noqa: PLC0415
+
+    return sageattn(q, k, v, tensor_layout="HND")
+
+
+@without_bias
+def flex(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
+    """Torch's FlexAttention, compiled; the first call of each shape waits for the compiler."""
+    return compiled_flex()(q, k, v)
+
+
+@functools.cache
+def compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
+
+    return torch.compile(flex_attention)
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kernel and what it needs. `capability`: the CUDA devices it runs on, from the first to below the second."""
+
+    attend: Attend
+    package: str = ""  # as it is imported; what comes with torch needs none
+    install: str = ""  # how to get it
+    capability: tuple[tuple[int, int], tuple[int, int]] | None = None  # None: any device
+    halves: bool = False  # bf16 and fp16 only
+    eight_bits: bool = False  # rounds what it multiplies to 8 bits
+
+
+ANY = (100, 0)
+BACKENDS: dict[str, Backend] = {
+    "sdpa": Backend(sdpa),
+    "blocked": Backend(blocked),
+    "reference": Backend(reference),
+    "flash2": Backend(flash2, "flash_attn", "pip install flash-attn", ((8, 0), ANY), halves=True),
+    "flash3": Backend(flash3, "flash_attn_interface", FLASH3, ((9, 0), (10, 0)), halves=True),
+    "sage": Backend(sage, "sageattention", SAGE, ((8, 0), ANY), halves=True, eight_bits=True),
+    "flex": Backend(flex, "triton", "pip install triton", ((7, 5), ANY)),
+}
 
 
 def split_heads(x: Float[Tensor, "b n m"], heads: int) -> Heads:

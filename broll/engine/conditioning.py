@@ -42,6 +42,7 @@ class Conditioning:
     negative: Text | None  # None: no guidance
     image: Float[Tensor, "1 i c"] | None = None
     y: Float[Tensor, "1 20 f h w"] | None = None
+    control: Float[Tensor, "1 _ f h w"] | None = None  # what VACE follows
 
 
 def padded(features: Float[Tensor, "b l c"], text_len: int) -> Text:

@@ -6,7 +6,7 @@ WAN 2.1       https://github.com/Wan-Video/Wan2.1 (wan/configs)   https://arxiv.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Task = Literal["t2v", "i2v", "flf2v"]
+Task = Literal["t2v", "i2v", "flf2v", "vace"]
 FPS = 16
 
 
@@ -27,6 +27,8 @@ class TransformerConfig:
     patch_size: tuple[int, int, int] = (1, 2, 2)
     image_dim: int | None = None  # width of the CLIP features; None: no image branch
     image_positions: int | None = None  # FLF2V: learned positions for the tokens of two images
+    vace_layers: tuple[int, ...] = ()  # VACE: the blocks that a hint is added after
+    vace_in_dim: int | None = None  # VACE: 96 = 16 kept + 16 to be made anew + 64 of the mask
 
     @property
     def head_dim(self) -> int:
@@ -97,6 +99,15 @@ class Defaults:
 
 
 @dataclass(frozen=True)
+class Ratios:
+    """How much the blocks add in each step, against the step before, of both branches (magnitudes.py)."""
+
+    positive: tuple[float, ...]
+    negative: tuple[float, ...]
+    source: str
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     name: str
     task: Task
@@ -107,9 +118,7 @@ class ModelConfig:
     image: ImageConfig | None = None
     preview: tuple[tuple[float, ...], ...] | None = None  # z_dim + 1 rows of RGB; the last is the bias
     parameters: int = 0  # of the transformer, as published
-    download_gb: float = 0.0  # of the original repository's files that are needed
-    source: str = ""  # repository on the Hugging Face hub
-    license: str = "Apache-2.0"
+    ratios: Ratios | None = None  # measured for this checkpoint; None: the published ones of its name, if any
 
     @property
     def size_multiple(self) -> int:
@@ -129,6 +138,7 @@ NEGATIVE_FLF2V = "镜头切换，" + NEGATIVE_I2V
 _1_3B: dict[str, Any] = {"dim": 1536, "ffn_dim": 8960, "num_heads": 12, "num_layers": 30}
 _14B: dict[str, Any] = {"dim": 5120, "ffn_dim": 13824, "num_heads": 40, "num_layers": 40}
 _I2V: dict[str, Any] = _14B | {"in_dim": 36, "image_dim": 1280}
+_VACE: dict[str, Any] = {"vace_in_dim": 96}
 _480P, _720P = 832 * 480, 1280 * 720
 
 PUBLISHED: dict[str, ModelConfig] = {
@@ -140,8 +150,6 @@ PUBLISHED: dict[str, ModelConfig] = {
             transformer=TransformerConfig(**_1_3B),
             defaults=Defaults((832, 480), _480P, guidance=6.0, shift=8.0, negative_prompt=NEGATIVE),
             parameters=1_418_996_800,
-            download_gb=17.5,
-            source="Wan-AI/Wan2.1-T2V-1.3B",
         ),
         ModelConfig(
             name="wan2.1-t2v-14b",
@@ -149,8 +157,6 @@ PUBLISHED: dict[str, ModelConfig] = {
             transformer=TransformerConfig(**_14B),
             defaults=Defaults((1280, 720), _720P, negative_prompt=NEGATIVE),
             parameters=14_288_491_584,
-            download_gb=69.0,
-            source="Wan-AI/Wan2.1-T2V-14B",
         ),
         ModelConfig(
             name="wan2.1-i2v-14b-480p",
@@ -159,8 +165,6 @@ PUBLISHED: dict[str, ModelConfig] = {
             image=ImageConfig(),
             defaults=Defaults((832, 480), _480P, steps=40, shift=3.0, negative_prompt=NEGATIVE_I2V),
             parameters=16_394_878_784,
-            download_gb=82.3,
-            source="Wan-AI/Wan2.1-I2V-14B-480P",
         ),
         ModelConfig(
             name="wan2.1-i2v-14b-720p",
@@ -169,8 +173,6 @@ PUBLISHED: dict[str, ModelConfig] = {
             image=ImageConfig(),
             defaults=Defaults((1280, 720), _720P, steps=40, negative_prompt=NEGATIVE_I2V),
             parameters=16_394_878_784,
-            download_gb=82.3,
-            source="Wan-AI/Wan2.1-I2V-14B-720P",
         ),
         ModelConfig(
             name="wan2.1-flf2v-14b",
@@ -179,8 +181,20 @@ PUBLISHED: dict[str, ModelConfig] = {
             image=ImageConfig(),
             defaults=Defaults((1280, 720), _720P, shift=16.0, negative_prompt=NEGATIVE_FLF2V),
             parameters=16_395_536_704,
-            download_gb=82.3,
-            source="Wan-AI/Wan2.1-FLF2V-14B-720P",
+        ),
+        ModelConfig(
+            name="wan2.1-vace-1.3b",
+            task="vace",
+            transformer=TransformerConfig(**_1_3B, **_VACE, vace_layers=tuple(range(0, 30, 2))),
+            defaults=Defaults((832, 480), _480P, shift=16.0, negative_prompt=NEGATIVE),
+            parameters=2_153_972_032,
+        ),
+        ModelConfig(
+            name="wan2.1-vace-14b",
+            task="vace",
+            transformer=TransformerConfig(**_14B, **_VACE, vace_layers=tuple(range(0, 40, 5))),
+            defaults=Defaults((1280, 720), _720P, shift=16.0, negative_prompt=NEGATIVE),
+            parameters=17_337_592_896,
         ),
     )
 }

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from broll.engine.dequantize import KINDS
-from broll.engine.stored import PLAIN, READABLE, Entries, Entry, Stored, Value, as_rows
-from broll.errors import BadCheckpoint
+from broll.engine.stored import PLAIN, READABLE, Entries, Entry, Span, Stored, Value, as_rows
+from broll.errors import BadCheckpoint, BrollError, MissingExtra
 
 SAFETENSORS, PICKLES, GGUFS = (".safetensors", ".sft"), (".pth", ".pt", ".bin"), (".gguf",)
 SUFFIXES = (*SAFETENSORS, *PICKLES, *GGUFS)
@@ -59,7 +59,7 @@ def open_file(path: Path) -> tuple[Entries, dict[str, str]]:
         if path.suffix in SAFETENSORS:
             return _open_safe(path)
         return (_open_pickle(path), {}) if path.suffix in PICKLES else _open_gguf(path)
-    except BadCheckpoint:
+    except BrollError:
         raise
     except Exception as error:  # each library raises whatever the damaged file makes it raise
         raise BadCheckpoint(
@@ -90,12 +90,22 @@ def _first_beyond(path: Path) -> str | None:
 
 def _open_safe(path: Path) -> tuple[Entries, dict[str, str]]:
     file = safe_open(path, framework="pt")
-    entries = {}
+    spans, entries = _spans(path), {}
     for name in file.keys():  # noqa: SIM118  it is no dict
         facts = file.get_slice(name)
         shape, kind = tuple(facts.get_shape()), str(facts.get_dtype())
-        entries[name] = Entry(name, shape, kind, partial(_read_safe, file, name, shape, kind))
+        read = partial(_read_safe, file, name, shape, kind)
+        entries[name] = Entry(name, shape, kind, read, span=spans[name])
     return entries, dict(file.metadata() or {})
+
+
+def _spans(path: Path) -> dict[str, Span]:
+    """Where in the file the bytes of each tensor are. The library has checked the header before."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    offsets = {name: info["data_offsets"] for name, info in header.items() if name != "__metadata__"}
+    return {name: (path, 8 + length + begin, end - begin) for name, (begin, end) in offsets.items()}
 
 
 def _read_safe(file: Any, name: str, shape: tuple[int, ...], kind: str) -> Value:
@@ -121,8 +131,12 @@ def _open_pickle(path: Path) -> Entries:
 
 
 def _open_gguf(path: Path) -> tuple[Entries, dict[str, str]]:
-    from broll.engine.gguf_file import open_gguf  # noqa: PLC0415  only those who have such a file need it
-
+    try:
+        from broll.engine.gguf_file import open_gguf  # noqa: PLC0415  only those who have such a file need it
+    except ImportError as error:
+        raise MissingExtra(
+            f'{path} needs {error.name}, which is not installed; to get it: pip install "broll[engine]"'
+        ) from error
     architecture, entries = open_gguf(path)
     return entries, {"architecture": architecture} if architecture else {}
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from broll.engine import detect, model_toml
+from broll.engine import detect, lora_facts, magnitudes, model_toml
 from broll.engine.config import (
     PUBLISHED,
     Defaults,
@@ -58,6 +58,8 @@ def transformer_config(path: Path) -> TransformerConfig:
                 patch_size=tuple(c["patch_size"]),
                 image_dim=c.get("image_dim"),
                 image_positions=positions,
+                vace_layers=tuple(c.get("vace_layers") or ()),
+                vace_in_dim=c.get("vace_in_channels"),
             )
         with_image = c["model_type"] in ("i2v", "flf2v")
         return TransformerConfig(
@@ -65,9 +67,16 @@ def transformer_config(path: Path) -> TransformerConfig:
             **{key: c[key] for key in ("freq_dim", "text_len", "eps")},
             image_dim=1280 if with_image else None,
             image_positions=514 if c["model_type"] == "flf2v" else None,
+            **(vace_numbers(c) if c["model_type"] == "vace" else {}),
         )
     except KeyError as error:
         raise BadCheckpoint(f"{path} lacks {error}: is it a WAN 2.1 transformer?") from None
+
+
+def vace_numbers(c: dict[str, Any]) -> dict[str, Any]:
+    """Of the original layout, with wan/modules/vace_model.py's defaults."""
+    layers = c.get("vace_layers") or range(0, c["num_layers"], 2)
+    return {"vace_layers": tuple(layers), "vace_in_dim": c.get("vace_in_dim") or c["in_dim"]}
 
 
 def vae_config(path: Path) -> VAEConfig:
@@ -121,13 +130,34 @@ def describe(folder: Path, name: str) -> ModelConfig:
     elif kind == "mixed":
         known = next((model for model in PUBLISHED.values() if model.transformer == shape), None)
     if mixed is None:
-        return known or small(folder, name, kind, shape, found)
+        return measured(
+            distilled(known or small(folder, name, kind, shape, found), folder, source), folder, known
+        )
     base = small(folder, name, kind, shape, found)
     if known is not None:
         base = dataclasses.replace(
             known, name=name, vae=base.vae, text=base.text, image=base.image, preview=base.preview
         )
+    base = measured(distilled(base, folder, source), folder, known)
     return dataclasses.replace(base, defaults=dataclasses.replace(base.defaults, **mixed.defaults))
+
+
+def distilled(config: ModelConfig, folder: Path, source: Source) -> ModelConfig:
+    """With the few steps that its published name says it was distilled to, as LightX2V's checkpoints are."""
+    place = source.place.parent if source.place.name == "transformer" else source.place
+    made = lora_facts.named(f"{folder.name} {place.name}")
+    if made is None or made.weight != 1:  # CausVid's numbers are for its LoRA at a third of its strength
+        return config
+    wants = {key: value for key in lora_facts.NUMBERS if (value := getattr(made, key)) is not None}
+    return dataclasses.replace(config, defaults=dataclasses.replace(config.defaults, **wants))
+
+
+def measured(config: ModelConfig, folder: Path, known: ModelConfig | None) -> ModelConfig:
+    """With its own ratios for step caching; under another name, with those of the model that it is one of."""
+    own = magnitudes.read(folder)
+    if own is None and known is not None and known.name != config.name:
+        own = magnitudes.published(known.name)
+    return config if own is None else dataclasses.replace(config, ratios=own)
 
 
 def check_published(folder: Path, published: ModelConfig, found: TransformerConfig) -> None:
@@ -166,10 +196,11 @@ def small(
         image=of("image_encoder", image_config, tower, ImageConfig()) if with_image else None,
         defaults=Defaults(**defaults | {"size": tuple(defaults["size"])}),
         preview=tuple(map(tuple, known["preview"])) if "preview" in known else None,
-        license=known.get("license", "Apache-2.0"),
     )
 
 
 def describe_numbers(c: TransformerConfig) -> str:
-    task = {"t2v": "a text-to-video", "i2v": "an image-to-video", "flf2v": "a first-last-frame-to-video"}
+    task = {
+        "t2v": "a text-to-video", "i2v": "an image-to-video", "flf2v": "a first-last-frame-to-video", "vace": "a VACE",
+    }  # fmt: skip
     return f"{task[task_of(c)]} transformer of width {c.dim} with {c.num_layers} layers"

@@ -3,9 +3,10 @@
     blocks        counted                        dim, in_dim, patch_size    patch_embedding.weight
     ffn_dim       blocks.0.ffn.0                 text_dim, freq_dim         text_embedding.0, time_embedding.0
     heads         dim / 128, as in all of them   image branch               img_emb.proj.0, img_emb.emb_pos
-    task          16 channels: text; 36 and an image branch: image; positions for two images: first and last frame
+    task          16 channels: text; 36 and an image branch: image; positions for two images: first and last frame;
+                  hint blocks: VACE, a hint after every k-th block, as evenly as the two counts allow
 
-Any other combination (VACE, WAN 2.2, camera and control models) is named and refused.
+Any other combination (WAN 2.2, camera and control models) is named and refused.
 """
 
 import math
@@ -18,8 +19,8 @@ from broll.errors import BadCheckpoint
 HEAD_DIM = 128  # of every published transformer
 CLIP_HEAD_DIM = 80  # of ViT-H/14
 IMAGE_CHANNELS = 36  # 16 of noise, 4 of mask, 16 of the condition
+CONTROL = "vace_patch_embedding.weight"
 OTHERS = (  # a name that tells another kind of model
-    (r"vace_", "VACE"),
     (r"control_adapter\.", "a camera-controlled model"),
     (r"ref_conv\.", "a reference-controlled model"),
     (r"audio|casual_", "a speech-driven model"),
@@ -78,15 +79,27 @@ def transformer(opened: Opened, num_heads: int | None = None) -> TransformerConf
         patch_size=(patch[0], patch[1], patch[2]),
         image_dim=shape(opened, "img_emb.proj.0.weight", 1)[0] if image else None,
         image_positions=None if positions is None else shape(opened, "img_emb.emb_pos", 3)[1],
+        vace_layers=hinted(opened),
+        vace_in_dim=shape(opened, CONTROL, 5)[1] if CONTROL in opened.entries else None,
     )
     check_task(found, opened)
     return found
 
 
+def hinted(opened: Opened) -> tuple[int, ...]:
+    """The blocks that VACE's hints are added after; the names tell only how many there are."""
+    if CONTROL not in opened.entries:
+        return ()
+    blocks, hints = layers(opened, r"blocks\.(\d+)\."), layers(opened, r"vace_blocks\.(\d+)\.")
+    if blocks % hints:
+        raise BadCheckpoint(
+            f"{opened.source} has {hints} hint blocks for {blocks} blocks; possible are divisors"
+        )
+    return tuple(range(0, blocks, blocks // hints))
+
+
 def tasks() -> str:
-    return (
-        "text-to-video (16 channels), image-to-video and first-last-frame (36 channels and an image branch)"
-    )
+    return "text-to-video and VACE (16 channels), image-to-video and first-last-frame (36 channels and an image branch)"
 
 
 def check_task(c: TransformerConfig, opened: Opened) -> None:
@@ -97,6 +110,8 @@ def check_task(c: TransformerConfig, opened: Opened) -> None:
 
 def task_of(transformer: TransformerConfig) -> Task:
     """From the numbers alone: 36 channels and the image branch make it image-to-video."""
+    if transformer.vace_layers:
+        return "vace"
     if transformer.image_dim is None:
         return "t2v"
     return "flf2v" if transformer.image_positions else "i2v"

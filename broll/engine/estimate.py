@@ -1,112 +1,138 @@
-"""What a clip costs before it is made: operations and bytes, from the shapes alone.
+"""What a clip costs before it is made: operations and bytes, stage by stage.
 
-    transformer    2 n L (6 d^2 + 2 d ffn) linear + 4 n^2 d L self-attention + 4 n l d L cross-attention,
-                   for n tokens, once or (with guidance) twice a step
-    VAE decode     counted from the layers: 2 * weights * output positions of every convolution
-    memory         weights, one forward's activations, one chunk of decoding with what it remembers
+    text       the prompts through umT5, once each, and their keys and values
+    image      the pictures through CLIP, and the clip between them through the VAE; VACE: a grey clip
+    denoise    steps * (1 or, with guidance, 2) forwards of the transformer, less those that are skipped (step_cache.py)
+    decode     latents to frames
 
-Counted, not guessed: tests/engine/test_estimate.py holds the counts against torch's own FlopCounterMode.
+Operations come from counts.py, bytes from footprint.py. Without a lever every component stays in memory from the first
+stage to the last, as load.py has it; a stage's peak is all of them and what the stage itself needs.
 """
 
-import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import torch
-
-from broll.engine import shapes
-from broll.engine.config import ModelConfig, TransformerConfig, VAEConfig
+from broll.engine import counts, footprint, shapes, step_cache
+from broll.engine.config import ModelConfig
+from broll.engine.counts import Operations
+from broll.engine.footprint import Bytes
+from broll.engine.load import Precision
 from broll.engine.shapes import Grid
-from broll.engine.transformer import Transformer
-from broll.engine.vae import VAE
 from broll.spec import VideoSpec
+
+STAGES = ("text", "image", "denoise", "decode")
+PROMPT = 80  # tokens of a prompt, about
+BASE = {
+    "cpu": 570_000_000,
+    "cuda": 500_000_000,
+}  # Python, torch, transformers, av with an encoder; a CUDA context
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    operations: Operations
+    weights: int  # bytes in memory meanwhile
+    working: int  # bytes that it needs besides
+    reads: int = 0  # bytes of weights that it passes over
+    carried: int = 0  # bytes of weights that come to the device meanwhile
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.weights + self.working
 
 
 @dataclass(frozen=True)
 class Estimate:
-    denoise_flops: float
-    decode_flops: float
-    weight_bytes: int
-    memory_bytes: int  # peak: weights and working memory
+    stages: tuple[Stage, ...]
+    base: int  # bytes of the process itself
+    held: tuple[tuple[str, int], ...]  # bytes of every component's weights
+    streamed: tuple[int, int] = (0, 0)  # footprint.streamed of the transformer
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(size for _, size in self.held)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The highest peak of all stages."""
+        return self.base + max(stage.peak_bytes for stage in self.stages)
 
     @property
     def flops(self) -> float:
-        return self.denoise_flops + self.decode_flops
+        return sum(stage.operations.total for stage in self.stages)
+
+    def stage(self, name: str) -> Stage:
+        return next((stage for stage in self.stages if stage.name == name), Stage(name, Operations(), 0, 0))
+
+    def changed(self, change: Callable[[Stage, "Estimate"], Stage]) -> "Estimate":
+        return replace(self, stages=tuple(change(stage, self) for stage in self.stages))
 
 
-def transformer_flops(c: TransformerConfig, n: int, text: int) -> float:
-    """One forward over n tokens, attending `text` text tokens, whose keys and values are already known."""
-    linear = 2 * n * c.num_layers * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
-    attention = 4 * n * (n + text) * c.dim * c.num_layers
-    patch = c.patch_size[0] * c.patch_size[1] * c.patch_size[2]
-    ends = 2 * n * c.dim * patch * (c.in_dim + c.out_dim)
-    return float(linear + attention + ends)
+def text_freed(stage: Stage, whole: Estimate) -> Stage:
+    """With the text encoder loaded first and let go: beside it there is nothing, and later it is not there."""
+    own = dict(whole.held)["text_encoder"]
+    return replace(stage, weights=own if stage.name == "text" else stage.weights - own)
 
 
-def decode_flops(c: VAEConfig, latent: Grid) -> float:
-    """All latents to pixels; the first makes 1 frame, the others 4."""
-    dims = [(c.decoder_base_dim or c.base_dim) * m for m in reversed(c.dim_mult)]
-    area, total = latent.height * latent.width, 0.0
-    frames = latent.frames
-    total += 2 * area * frames * (c.z_dim**2 + 27 * c.z_dim * dims[0])
-    total += 2 * area * frames * (4 * 27 * dims[0] ** 2 + 4 * dims[0] ** 2 + 2 * area * dims[0])
-    dim_in = dims[0]
-    for level, dim in enumerate(dims):
-        positions = area * frames
-        total += 2 * positions * 27 * (dim_in * dim + dim**2 + c.num_res_blocks * 2 * dim**2)
-        total += 2 * positions * dim_in * dim if dim_in != dim else 0
-        if level == len(dims) - 1:
-            return total + 2 * positions * 27 * dim * 3 * c.patch_size**2
-        if c.temporal_downsample[::-1][level]:
-            total += 2 * area * (frames - 1) * 3 * dim * 2 * dim
-            frames = 2 * frames - 1
-        area *= 4
-        total += 2 * area * frames * 9 * dim * (dim // 2)
-        dim_in = dim // 2
-    return total
+def blocks_streamed(stage: Stage, whole: Estimate) -> Stage:
+    """With two blocks of the transformer on the device, and the others coming at every forward."""
+    held, (away, rooms) = dict(whole.held), whole.streamed
+    if stage.weights == held["text_encoder"]:
+        return stage  # the transformer is not there yet
+    carried = round(stage.reads * away / held["transformer"]) if stage.name == "denoise" else 0
+    return replace(stage, weights=stage.weights - away + rooms, carried=carried)
 
 
 def estimate(
-    spec: VideoSpec, config: ModelConfig, *, linears: torch.dtype, text_tokens: int = 80
+    spec: VideoSpec,
+    config: ModelConfig,
+    *,
+    precision: Precision,
+    held: Bytes | None = None,
+    device: str = "cpu",
+    prompt_tokens: int = PROMPT,
 ) -> Estimate:
-    """Operations and peak bytes of a resolved spec."""
+    """Of a resolved spec. `held`: footprint.kept of its checkpoint; else what is published, in this precision."""
+    weights = held or footprint.built(config, precision)
     assert spec.frames and spec.width and spec.height and spec.steps and spec.guidance
-    latent = shapes.latent_grid(Grid(spec.frames, spec.height, spec.width), config.vae.spatial_stride)
-    tokens = shapes.token_grid(latent, config.transformer.patch_size).size
-    forwards = spec.steps * (1 if spec.guidance == 1 else 2)
-    with torch.device("meta"):
-        transformer = sum(p.numel() for p in Transformer(config.transformer).parameters())
-        vae = sum(p.numel() for p in VAE(config.vae).parameters())
-    t = config.text
-    inner = t.num_heads * t.d_kv
-    text = t.vocab_size * t.d_model + t.num_layers * (4 * t.d_model * inner + 3 * t.d_model * t.d_ff)
-    low = linears.itemsize
-    weights = transformer * low + vae * 4 + text * low
-    # fp32 residual, its normed copy, q, k, v and the widest feed-forward activation of one block
-    activations = tokens * (
-        2 * 4 * config.transformer.dim + low * (4 * config.transformer.dim + 2 * config.transformer.ffn_dim)
-    )
-    # the widest level of the decoder: four frames, in, out and two remembered, fp32
-    widest = max((config.vae.decoder_base_dim or config.vae.base_dim), 3 * config.vae.patch_size**2)
-    area = spec.width * spec.height // config.vae.patch_size**2
-    working = max(activations, 4 * 4 * 6 * 2 * widest * area)
-    return Estimate(
-        denoise_flops=forwards * transformer_flops(config.transformer, tokens, text_tokens),
-        decode_flops=decode_flops(config.vae, latent),
-        weight_bytes=int(weights),
-        memory_bytes=int(
-            weights + working + 500_000_000
-        ),  # Python, torch and transformers; nano's whole process peaks at 0.59 GB
-    )
+    pixels = Grid(spec.frames, spec.height, spec.width)
+    latent = shapes.latent_grid(pixels, config.vae.spatial_stride)
+    pictures = len([a for a in (spec.image, spec.last_image) if a is not None])
+    seen = 0 if config.image is None else counts.image_tokens(config.image) * max(1, pictures)
+    prompts = 1 if spec.guidance == 1 else 2
+    known, c, low = min(prompt_tokens + 1, config.transformer.text_len), config.transformer, precision.linears
+    total, t = sum(weights.values()), config.text
+    tokens = shapes.token_grid(latent, c.patch_size).size
+    matrix = footprint.largest(weights["transformer"], c, low)
+    working = footprint.forward(c, latent, known, seen, low, device, matrix)
+    operations = counts.text_encoder(t, prompt_tokens) + counts.prompt(c, known, seen)
+    text = footprint.text_encoder(t, prompt_tokens, precision.text)
+    layers = counts.text_encoder(t, 1).matrix / 2
+    reads = (
+        weights["text_encoder"] * layers / (layers + t.vocab_size * t.d_model)
+    )  # of its table only a few rows
+    stages = [Stage("text", operations * prompts, total, text, int(reads) * prompts)]
+    if seen or c.vace_layers:
+        stages.append(_image(config, pixels, max(1, pictures), total, precision, device))
+    forwards = step_cache.computed(spec, config) * prompts
+    working += step_cache.kept_bytes(spec, config, tokens)
+    denoise = counts.forward(c, tokens, known, seen) * forwards
+    stages.append(Stage("denoise", denoise, total, working, weights["transformer"] * forwards))
+    size = (latent.height, latent.width, latent.frames)
+    decoding = footprint.decode(config.vae, *size, precision.vae, device)
+    stages.append(Stage("decode", counts.decode(config.vae, latent), total, decoding, weights["vae"]))
+    streamed = footprint.streamed(weights["transformer"], config, precision, device)
+    return Estimate(tuple(stages), BASE.get(device, BASE["cpu"]), tuple(weights.items()), streamed)
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device, *, seconds: float = 0.2) -> float:
-    """Operations a second of a 1024-square matrix product here, now: the best of a short run."""
-    a = torch.randn(1024, 1024, device=device).to(dtype)
-    best, until = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        begin = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = max(best, 2 * 1024**3 / (time.perf_counter() - begin))
-    return best
+def _image(
+    config: ModelConfig, pixels: Grid, pictures: int, total: int, precision: Precision, device: str
+) -> Stage:
+    operations = counts.encode(config.vae, pixels)
+    working = footprint.encode(config.vae, pixels.height, pixels.width, pixels.frames, precision.vae, device)
+    if config.image is not None:
+        operations += counts.image_encoder(config.image) * pictures
+        tokens = counts.image_tokens(config.image)
+        working = max(working, footprint.image_encoder(config.image, tokens, precision.image))
+    return Stage("image", operations, total, working)

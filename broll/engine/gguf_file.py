@@ -39,6 +39,7 @@ class Reader(GGUFReader):
 
     def __init__(self, path: Path) -> None:
         self.found: Entries = {}
+        self.source = path
         super().__init__(path, mode="c")
 
     def field(self, name: str) -> Any:
@@ -92,7 +93,7 @@ class Reader(GGUFReader):
             rows = math.prod(shape[:-1])
             shape = self._original_shape(name, shape)
             read = partial(read_tensor, self.data[start : start + size], kind, tuple(shape), rows)
-            self.found[name] = Entry(name, tuple(shape), kind, read)
+            self.found[name] = Entry(name, tuple(shape), kind, read, span=(self.source, start, size))
 
     def _original_shape(self, name: str, shape: list[int]) -> list[int]:
         original = self.field(ORIGINAL_SHAPE + name)

@@ -17,19 +17,20 @@ AHEAD = 2  # blocks that may be queued on a GPU but not finished
 
 
 class Interruptible:
-    """Every block, once, in order; before each, `check` may raise. The same numbers as the plain stack."""
+    """Every block, once, in order; before and after each, `check` may raise. The same numbers as the plain stack."""
 
     def __init__(self, model: Transformer, check: Callable[[], None]) -> None:
         self._model, self._check = model, check
 
     def __call__(self, tokens: Tokens, context: Context) -> Tokens:
         queued: deque[torch.cuda.Event] = deque()
-        for block in self._model.blocks:
-            self._check()
-            tokens = block(tokens, context)
-            if tokens.is_cuda:
+        self._check()
+        after = tokens
+        for after in self._model.each_block(tokens, context):
+            if after.is_cuda:
                 queued.append(torch.cuda.Event())
                 queued[-1].record()
                 if len(queued) > AHEAD:
                     queued.popleft().synchronize()
-        return tokens
+            self._check()
+        return after

@@ -7,6 +7,7 @@ The first that is there says it: FILE.toml beside the file, `broll.steps` and th
     guidance = 1
     shift = 5
     sampler = "euler"
+    grid = "distilled"
     weight = 1.0
     source = "where these numbers come from"
 
@@ -33,6 +34,7 @@ class Recommended:
     guidance: float | None = None
     shift: float | None = None
     sampler: str | None = None
+    grid: str | None = None
     weight: float = 1.0
     source: str = ""
 
@@ -57,11 +59,18 @@ KNOWN: tuple[tuple[str, Recommended], ...] = (
     ),
     (
         r"lightx2v|cfg_?step_?distill|step_?distill_?cfg",  # denoising_step_list 1000, 750, 500, 250
-        Recommended(4, 1.0, 5.0, "euler", source="https://github.com/ModelTC/LightX2V configs/distill/wan21"),
+        Recommended(
+            4,
+            1.0,
+            5.0,
+            "euler",
+            "distilled",
+            source="https://github.com/ModelTC/LightX2V configs/distill/wan21",
+        ),
     ),
 )
 OTHER_MODELS = re.compile(r"wan[_.-]?2[_.-]?2|a14b|high_?noise|low_?noise", re.IGNORECASE)
-NUMBERS = ("steps", "guidance", "shift", "sampler")
+NUMBERS = ("steps", "guidance", "shift", "sampler", "grid")
 HEADER = "broll."
 
 
@@ -73,10 +82,14 @@ def facts(lora: Lora) -> Recommended | None:
     header = {key.removeprefix(HEADER): v for key, v in lora.metadata.items() if key.startswith(HEADER)}
     if header:
         return checked(header, f"the header of {lora.path}")
-    names = f"{lora.path.stem} {lora.name}"
-    if OTHER_MODELS.search(names):
+    return named(f"{lora.path.stem} {lora.name}")
+
+
+def named(text: str) -> Recommended | None:
+    """What the published name of a LoRA or a checkpoint says."""
+    if OTHER_MODELS.search(text):
         return None
-    found = (made for pattern, made in KNOWN if re.search(pattern, names, re.IGNORECASE))
+    found = (made for pattern, made in KNOWN if re.search(pattern, text, re.IGNORECASE))
     return next(found, None)
 
 
@@ -103,6 +116,7 @@ def checked(values: Mapping[str, object], source: str) -> Recommended:
         guidance=spec.guidance,
         shift=spec.shift,
         sampler=spec.sampler,
+        grid=spec.grid,
         weight=weight,
         source=str(values.get("source", source)),
     )

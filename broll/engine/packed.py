@@ -19,13 +19,23 @@ from broll.engine.transformer import Block, Transformer
 
 
 class PackedLinear(nn.Module):
-    """y = x W' + b, optionally through GELU(tanh). The plain weight is given up."""
+    """y = x W' + b, optionally through GELU(tanh). The plain weight is given up.
+
+    A weight on the meta device is packed when it comes (offload.py).
+    """
+
+    weight: Tensor | None
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         super().__init__()
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)
+        self.weight = None if linear.weight.is_meta else self.laid_out(linear.weight.detach())
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.activation = ("gelu", "tanh") if gelu else ("none", "")
+
+    @staticmethod
+    def laid_out(weight: Tensor) -> Tensor:
+        """In oneDNN's own layout; a new tensor."""
+        return torch.ops.mkldnn._reorder_linear_weight(weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
         name, algorithm = self.activation
@@ -56,8 +66,7 @@ def pack(model: Transformer) -> Transformer:
     weight = model.head.head.weight
     if model.compute_dtype != torch.bfloat16 or weight.device.type != "cpu" or not available():
         return model
-    for block in model.blocks:
-        assert isinstance(block, Block)
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
         for attention in (block.self_attn, block.cross_attn):
             for name, child in list(attention.named_children()):
                 if isinstance(child, nn.Linear):

@@ -9,13 +9,13 @@ Whoever iterates owns progress, preview, snapshot and cancel (closing it stops t
 import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from broll.engine import conditioning, shapes
+from broll.engine import conditioning, kernels, shapes, step_cache, vace
 from broll.engine.conditioning import Conditioning
 from broll.engine.config import ModelConfig
 from broll.engine.guidance import Forward, guided
@@ -37,6 +37,13 @@ class Frames:
 
     first: int
     frames: shapes.Frames
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that whoever waits for the clip should know; it goes on."""
+
+    text: str
 
 
 def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None = None) -> VideoSpec:
@@ -72,16 +79,17 @@ def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None
             f"{width}x{height} is too large: {config.name} was trained at {w}x{h} "
             "and makes at most twice that area"
         )
+    step_cache.check(full, config)
     return full
 
 
 def _check_task(spec: VideoSpec, config: ModelConfig) -> None:
-    if config.task == "t2v" and (spec.image or spec.last_image):
+    if config.task in ("t2v", "vace") and (spec.image or spec.last_image):
         raise WrongTask(
             f"{config.name} makes clips from text alone; for --image use an image-to-video model such as "
             "wan2.1-i2v-14b-480p"
         )
-    if config.task != "t2v" and spec.image is None:
+    if config.task in ("i2v", "flf2v") and spec.image is None:
         raise WrongTask(f"{config.name} needs a picture to start from: give --image")
     if config.task == "i2v" and spec.last_image:
         raise WrongTask(f"{config.name} takes no last picture; wan2.1-flf2v-14b does")
@@ -115,9 +123,12 @@ def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning
         texts.append(conditioning.collapsed(features, parts.config.transformer.text_len))
     positive, negative = texts[0], texts[1] if len(texts) > 1 else None
     given = [pictures[a.sha256] for a in (spec.image, spec.last_image) if a is not None]
+    assert spec.width and spec.height and spec.frames
+    if parts.config.task == "vace":
+        control = vace.free(parts.vae, spec.frames, spec.height, spec.width)
+        return Conditioning(positive, negative, control=control)
     if not given or parts.image is None:
         return Conditioning(positive, negative)
-    assert spec.width and spec.height and spec.frames
     cut = [conditioning.cover(picture, spec.width, spec.height) for picture in given]
     fitted = [conditioning.fit(p, spec.width, spec.height, spec.preprocessing) for p in cut]
     features = torch.cat([parts.image(picture, spec.preprocessing) for picture in cut], dim=1)
@@ -138,11 +149,12 @@ def check_prompt(spec: VideoSpec, parts: Parts) -> None:
 @torch.inference_mode()
 def generate(
     spec: VideoSpec, parts: Parts, pictures: Pictures | None = None, resume: Step | None = None
-) -> Iterator[Step | Frames]:
+) -> Iterator[Step | Frames | Warned]:
     """Yield every step, then the frames. `spec` is resolved; with `resume`, go on after that step."""
     assert spec.width and spec.height and spec.frames and spec.steps and spec.shift and spec.seed is not None
     assert spec.sampler and spec.grid and spec.guidance
     check_prompt(spec, parts)
+    kernels.begin(parts.transformer)
     stride = parts.config.vae.spatial_stride
     grid = shapes.latent_grid(Grid(spec.frames, spec.height, spec.width), stride)
     levels = schedule(spec.steps, shift=spec.shift, grid=spec.grid, sampler=spec.sampler)
@@ -152,8 +164,11 @@ def generate(
         given = condition(spec, parts, pictures or {})
         velocity = guided(*forwards(parts, given, grid, levels.times), spec.guidance)
         x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
-        for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
-            yield step
+        skips = step_cache.of(spec, parts.config, parts.transformer)
+        with step_cache.on(parts.transformer, skips):
+            for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
+                yield from map(Warned, kernels.news(parts.transformer))
+                yield replace(step, resumable=step.index + 1 not in skips)
     assert step is not None
     yield from decode(step.x, parts)
 
@@ -166,6 +181,9 @@ def forwards(
 
     def forward(text: conditioning.Text, branch: str) -> Forward:
         context = model.context(grid, text.features, given.image, text_bias=text.bias, branch=branch)
+        if given.control is not None:
+            assert isinstance(model, vace.VACE)
+            context = model.follow(context, given.control)
 
         def run(x: Latent, index: int) -> Latent:
             full = x if given.y is None else torch.cat([x, given.y], dim=1)

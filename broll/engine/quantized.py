@@ -6,7 +6,7 @@ A call gives what a plain Linear with the dequantized weight gives, bit for bit;
 (tests/engine/test_quantized.py). An Embedding looks its rows up first and dequantizes only those. All that is held is
 bytes, also the scales, so that `module.to(dtype)` cannot spoil it; `module.to(device)` moves it.
 
-Left out: products in fp8 itself, which need a GPU of 2023 or later and round the activations too.
+Products in fp8 itself, which round x too: fp8.py.
 """
 
 import torch

@@ -31,6 +31,7 @@ class Step:
     x: Latent
     x0: Latent
     history: tuple[Tensor, ...] = ()
+    resumable: bool = True  # what is here suffices to go on: not where the next step is skipped
 
 
 Sampler = Callable[[Velocity, Latent, Schedule, Step | None], Iterator[Step]]

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from broll import __version__
+from broll.engine import step_cache
 from broll.engine.load import Parts
 from broll.engine.sampler import Step
 from broll.errors import BadSnapshot, OutputError
@@ -33,9 +34,12 @@ class Snapshot:
     memo: str = ""  # whatever the caller wants to find again
 
 
-def conditions(parts: Parts) -> Conditions:
-    """What must be the same for the same bits: device, versions, threads, precision, kernels, weights."""
+def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
+    """What must be the same for the same bits: device, versions, threads, precision, kernels, weights; of a spec
+    whose quality skips steps, which ones.
+    """
     device = parts.device.type
+    skipped = "" if spec is None else step_cache.choice(spec, parts.config)
     return {
         "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else processor(),
         "machine": platform.machine(),
@@ -46,7 +50,7 @@ def conditions(parts: Parts) -> Conditions:
         "vae": str(parts.vae.dtype),
         "attention": parts.transformer.attend_name,
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
-    }
+    } | ({"skipped": skipped} if skipped else {})
 
 
 def processor() -> str:

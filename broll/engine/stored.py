@@ -42,6 +42,7 @@ class Stored:
 
 
 Value = Tensor | Stored
+Span = tuple[Path, int, int]  # bytes of a file: which one, from where, how many
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Entry:
     kind: str
     read: Callable[[], Value]
     file: Path | None = None  # the shard that holds it
+    span: Span | None = None  # where its bytes are; None: not known
 
     def plain(self, dtype: torch.dtype = torch.float32) -> Tensor:
         value = self.read()
@@ -59,7 +61,7 @@ class Entry:
     def third(self, place: int) -> "Entry":
         """One of three equal parts of its first axis."""
         shape = (self.shape[0] // 3, *self.shape[1:])
-        return replace(self, shape=shape, read=lambda: self.plain().chunk(3)[place])
+        return replace(self, shape=shape, read=lambda: self.plain().chunk(3)[place], span=None)
 
 
 Entries = dict[str, Entry]

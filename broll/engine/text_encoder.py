@@ -10,6 +10,7 @@ tokens only; what the transformer is given is the same (tests/parity/test_text_e
 
 import html
 import re
+from collections.abc import Iterable
 
 import ftfy
 import torch
@@ -61,3 +62,15 @@ class TextEncoder:
     def __call__(self, prompt: str) -> Float[Tensor, "1 l c"]:
         ids = torch.tensor([self.token_ids(prompt)], device=self.model.device)
         return self.model(input_ids=ids).last_hidden_state.float()
+
+
+class RememberedText:
+    """The features of these prompts, for who lets the encoder go: it may be larger than all that comes after it."""
+
+    def __init__(self, encoder: TextEncoder, prompts: Iterable[str]) -> None:
+        self.tokenizer, self.text_len = encoder.tokenizer, encoder.text_len
+        with torch.inference_mode():
+            self._features = {prompt: encoder(prompt) for prompt in prompts}
+
+    def __call__(self, prompt: str) -> Float[Tensor, "1 l c"]:
+        return self._features[prompt]

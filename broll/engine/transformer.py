@@ -16,7 +16,8 @@ patches and head are fp32; the Linears inside the blocks compute in `context.dty
 """
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -42,6 +43,8 @@ class Context:
     text: TextTokens  # embedded
     dtype: torch.dtype  # of the Linears inside the blocks
     image: Float[Tensor, "b i m"] | None = None  # embedded CLIP tokens
+    control: Tokens | None = None  # embedded control video, for VACE
+    control_scale: float = 1.0  # weight of its hints
     text_bias: Float[Tensor, "l"] | None = None  # weight of collapsed padding, as a logit
     time: Float[Tensor, "b 6 m"] | None = None  # set anew for every step
     branch: str = "positive"
@@ -236,7 +239,7 @@ class Transformer(nn.Module):
         """Velocity at latent x [b, in_dim, f, h, w] and time t in 0..1000; [b, out_dim, f, h, w] in fp32."""
         e = self.time_embedding(time_features(t, self.config.freq_dim))
         time = self.time_projection(e).unflatten(1, (6, -1))
-        tokens = self.patch_embedding(x.float()).flatten(2).transpose(1, 2).contiguous()
+        tokens = patches(self.patch_embedding, x)
         tokens = self.stack(tokens, replace(context, time=time, step=step))
         return self._unpatchify(self.head(tokens, e), context.grid)
 
@@ -247,22 +250,34 @@ class Transformer(nn.Module):
                 module.attend = attend
 
     @property
+    def attends(self) -> set[Attend]:
+        """All that computes attention in it."""
+        return {m.attend for m in self.modules() if isinstance(m, SelfAttention | CrossAttention)}
+
+    @property
     def attend_name(self) -> str:
         """What computes the attention, for the record."""
-        names = {m.attend.__name__ for m in self.modules() if isinstance(m, SelfAttention | CrossAttention)}
-        return " ".join(sorted(names))
+        return " ".join(sorted(attend.__name__ for attend in self.attends))
 
-    def run_blocks(self, tokens: Tokens, context: Context) -> Tokens:
-        """The plain stack: every block, once, in order."""
+    def each_block(self, tokens: Tokens, context: Context) -> Iterator[Tokens]:
+        """The tokens after every block, once, in order."""
         for block in self.blocks:
             tokens = block(tokens, context)
-        return tokens
+            yield tokens
+
+    def run_blocks(self, tokens: Tokens, context: Context) -> Tokens:
+        """The plain stack."""
+        return deque(self.each_block(tokens, context), maxlen=1).pop()
 
     def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Grid) -> Latent:
         """B (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"""
         x = x.unflatten(2, (*self.config.patch_size, -1))
         x = x.unflatten(1, (grid.frames, grid.height, grid.width))
         return x.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+
+
+def patches(embed: nn.Module, x: Float[Tensor, "b _ f h w"]) -> Tokens:
+    return embed(x.float()).flatten(2).transpose(1, 2).contiguous()
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -276,12 +291,13 @@ def time_features(t: Float[Tensor, "b"], dim: int) -> Float[Tensor, "b f"]:
     return torch.cat([angles.cos(), angles.sin()], dim=1).float()
 
 
-LOW_PRECISION = ("self_attn.", "cross_attn.", "ffn.")  # inside the blocks; their norms stay fp32
+# Inside the blocks; their norms stay fp32.
+LOW_PRECISION = ("self_attn.", "cross_attn.", "ffn.", "before_proj.", "after_proj.")
 
 
 def parameter_dtype(name: str, low: torch.dtype) -> torch.dtype:
     """The dtype a parameter is kept in when the Linears of the blocks compute in `low`."""
-    inside = name.startswith("blocks.") and any(part in name for part in LOW_PRECISION)
+    inside = name.startswith(("blocks.", "vace_blocks.")) and any(part in name for part in LOW_PRECISION)
     return low if inside and ".norm_" not in name else torch.float32
 
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from broll.engine import reading
 from broll.engine.containers import open_tensors as _open
 from broll.engine.stored import Entries, Entry, Stored, Value
 from broll.errors import BadCheckpoint
@@ -38,8 +39,8 @@ TRANSFORMER_TO_DIFFUSERS: Names = (
     (r"^img_emb\.emb_pos$", "condition_embedder.image_embedder.pos_embed"),
     (r"^head\.modulation$", "scale_shift_table"),
     (r"^head\.head\.", "proj_out."),
-    (r"^(blocks\.\d+\.)modulation$", r"\1scale_shift_table"),
-    (r"^(blocks\.\d+\.)norm3\.", r"\1norm2."),  # diffusers numbers the norms in order of use
+    (r"^((?:vace_)?blocks\.\d+\.)modulation$", r"\1scale_shift_table"),
+    (r"^((?:vace_)?blocks\.\d+\.)norm3\.", r"\1norm2."),  # diffusers numbers the norms in order of use
     (r"\.ffn\.0\.", ".ffn.net.0.proj."),
     (r"\.ffn\.2\.", ".ffn.net.2."),
     (r"\.self_attn\.", ".attn1."),
@@ -48,6 +49,8 @@ TRANSFORMER_TO_DIFFUSERS: Names = (
     (r"(\.attn\d\.)o\.", r"\1to_out.0."),
     (r"\.([kv])_img\.", r".add_\1_proj."),
     (r"\.norm_k_img\.", ".norm_added_k."),
+    (r"\.before_proj\.", ".proj_in."),
+    (r"\.after_proj\.", ".proj_out."),
 )
 TRANSFORMER_FROM_DIFFUSERS: Names = (
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
@@ -62,14 +65,16 @@ TRANSFORMER_FROM_DIFFUSERS: Names = (
     (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
     (r"^scale_shift_table$", "head.modulation"),
     (r"^proj_out\.", "head.head."),
-    (r"^(blocks\.\d+\.)scale_shift_table$", r"\1modulation"),
-    (r"^(blocks\.\d+\.)norm2\.", r"\1norm3."),
+    (r"^((?:vace_)?blocks\.\d+\.)scale_shift_table$", r"\1modulation"),
+    (r"^((?:vace_)?blocks\.\d+\.)norm2\.", r"\1norm3."),
     (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
     (r"\.ffn\.net\.2\.", ".ffn.2."),
     (r"(\.attn\d\.)to_([qkv])\.", r"\1\2."),
     (r"(\.attn\d\.)to_out\.0\.", r"\1o."),
     (r"\.add_([kv])_proj\.", r".\1_img."),
     (r"\.norm_added_k\.", ".norm_k_img."),
+    (r"\.proj_in\.", ".before_proj."),
+    (r"\.proj_out\.", ".after_proj."),
     (r"\.attn1\.", ".self_attn."),
     (r"\.attn2\.", ".cross_attn."),
 )
@@ -166,10 +171,12 @@ def assign(
     source: Path,
     dtype: Callable[[str], torch.dtype] = lambda name: torch.float32,
     keep: Callable[[str, Stored], bool] = lambda name, stored: False,
+    put_off: Callable[[str, Entry], bool] = lambda name, entry: False,
 ) -> None:
     """Give every parameter of a meta-device module its tensor; `entries` are under the module's own names.
 
-    `keep` may take over a quantized tensor (quantized.install) by saying True; the others become plain.
+    `keep` may take over a quantized tensor (quantized.install) by saying True; the others become plain. What is
+    `put_off` is checked but not read, and stays on the meta device (offload.Away).
     """
     everything = module.state_dict(keep_vars=True)
     wanted = {**dict(module.named_parameters()), **persistent_buffers(module)}
@@ -178,8 +185,13 @@ def assign(
     for name, parameter in wanted.items():  # all of them, before the first is read
         check_shape(entries[name], parameter, source)
     state: dict[str, Tensor] = {}
-    for name, parameter in wanted.items():
-        value = read(entries[name], source)
+    ahead = reading.Ahead()
+    for name in sorted(wanted, key=lambda name: reading.order(entries[name])):
+        entry, parameter = entries[name], wanted[name]
+        if put_off(name, entry):
+            continue
+        ahead(entry)
+        value = read(entry, source, dtype(name))
         if isinstance(value, Stored) and value.shape == parameter.shape and keep(name, value):
             continue
         value = value.tensor(dtype(name)) if isinstance(value, Stored) else value
@@ -211,9 +223,10 @@ def check_shape(entry: Entry, parameter: Tensor, source: Path) -> None:
         )
 
 
-def read(entry: Entry, source: Path) -> Value:
+def read(entry: Entry, source: Path, dtype: torch.dtype) -> Value:
+    """As the file has it, mapped if it can be; plain numbers of another dtype already cast."""
     try:
-        return entry.read()
+        return reading.cast(entry, dtype) if reading.can_cast(entry, dtype) else entry.read()
     except Exception as error:  # safetensors, torch and numpy each have their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadCheckpoint(f"{entry.file or source}: {entry.key} cannot be read: {reason}") from error

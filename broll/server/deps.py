@@ -76,6 +76,9 @@ class Models(Protocol):
     def context(self, fields: Mapping[str, Any], wish: Wish) -> Context:
         """What the coach knows of a clip that is only thought of; `fields` as in `plan`."""
 
+    def seconds(self, spec: VideoSpec) -> float | None:
+        """How long a resolved spec would take on the devices here, if none has made its like; None: not known."""
+
     def better(self, prompt: str, known: Context, without: tuple[str, ...]) -> tuple[Rewrite, str]:
         """The prompt rewritten, and a note on the language model that helped, if there is one."""
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from broll.errors import BadOption
 from broll.prompts.report import CameraOut, Report
-from broll.spec import MAX_TAKES, Pick, Title
+from broll.spec import MAX_TAKES, Pick, Quality, StepCache, Title
 
 Word = Annotated[str, Field(max_length=200)]
 
@@ -71,8 +71,12 @@ class Generate(Strict):
     guidance: Annotated[float | None, Field(ge=1, le=50)] = None
     shift: Annotated[float | None, Field(gt=0, le=100)] = None
     sampler: Literal["unipc", "dpm++", "euler"] | None = None
-    grid: Literal["official", "diffusers"] | None = None
+    grid: Literal["official", "diffusers", "distilled"] | None = None
     preprocessing: Literal["official", "diffusers"] | None = None
+    quality: Annotated[
+        Quality | None, Field(description="best computes every step; standard and draft skip some")
+    ] = None
+    step_cache: Annotated[StepCache | None, Field(description="how the steps to skip are chosen")] = None
     seed: Annotated[int | None, Field(ge=0, le=2**63 - 1)] = None
     loras: Annotated[list[LoraAsked], Field(max_length=8)] = []
     titles: Annotated[list[Title], Field(max_length=20)] = []
@@ -213,7 +217,12 @@ class JobList(BaseModel):
 
 class Estimate(BaseModel):
     credits: int
-    seconds_s: float | None
+    seconds_s: Annotated[float | None, Field(description="of making it, without the wait")]
+    time_source: Annotated[
+        Literal["seen", "measured"] | None,
+        Field(description="earlier clips, or this machine's measured rates"),
+    ]
+    money: Annotated[float | None, Field(description="at the setting gpu_hour")]
     memory_mb: int
     model: str
     size: str

@@ -30,7 +30,7 @@ from broll.settings import Settings
 REFERENCE = 1280 * 720  # pixels of the clip whose price the settings name
 SPEC_FIELDS = (
     "prompt", "frames", "width", "height", "model", "negative_prompt", "fps", "steps", "guidance", "shift",
-    "sampler", "grid", "preprocessing", "seed", "motion", "takes", "pick", "titles", "loras",
+    "sampler", "grid", "preprocessing", "seed", "motion", "takes", "pick", "quality", "step_cache", "titles", "loras",
 )  # fmt: skip
 
 
@@ -179,14 +179,18 @@ def estimate(service: Service, caller: Caller, order: Order) -> dict[str, Any]:
     made, _ = plan(service, caller, order)
     spec = made.spec
     with service.database.read() as c:
-        took = forecast.clip_s(c, spec.model, spec.model_dump())
+        seen = forecast.clip_s(c, spec.model, spec.model_dump())
+    took = service.models.seconds(spec) if seen is None else seen
+    hour = service.settings.gpu_hour
     assert spec.width
     assert spec.height
     assert spec.frames
     assert spec.fps
     return {
         "credits": (spec.takes or 1) * price(service.settings, spec.width, spec.height, spec.frames, spec.fps),
-        "seconds_s": took, "memory_mb": made.memory_mb, "model": spec.model,
+        "seconds_s": took, "time_source": None if took is None else "measured" if seen is None else "seen",
+        "money": round(took / 3600 * hour, 4) if took is not None and hour else None,
+        "memory_mb": made.memory_mb, "model": spec.model,
         "size": f"{spec.width}x{spec.height}", "frames": spec.frames,
         "seconds": round(spec.frames / spec.fps, 3), "notes": list(made.notes),
     }  # fmt: skip

@@ -26,7 +26,7 @@ CASES = {
     "lone surrogate in --negative": ((*GOOD, "--negative", "a\udc80"), "bad_prompt", 2, "surrogate"),
     "unknown model": (("generate", "a lake", "--model", "wan9"), "unknown_model", 2, "tiny"),
     "model with an odd name": (("generate", "a lake", "--model", "\udc80\0"), "bad_option", 2, "model"),
-    "model not here": (("generate", "x", "--model", "wan2.1-t2v-1.3b"), "model_missing", 3, "hf download"),
+    "model not here": (("generate", "x", "--model", "wan2.1-t2v-1.3b"), "model_missing", 3, "broll models pull"),
     "a folder that is no model": (("generate", "x", "--model", "/"), "bad_checkpoint", 3, "no checkpoint"),
     "image model without one": (("generate", "a lake", "--model", "tiny-i2v"), "wrong_task", 2, "--image"),
     "one image": (("generate", "x", "--model", "tiny-flf2v", "--image", "IMAGE"), "wrong_task", 2, "last"),
@@ -42,6 +42,8 @@ CASES = {
     "negative seed": ((*GOOD, "--seed", -1), "bad_option", 2, "seed"),
     "no number": ((*GOOD, "--steps", "many"), "bad_option", 2, "integer"),
     "unknown sampler": ((*GOOD, "--sampler", "ddim"), "bad_option", 2, "unipc"),
+    "unknown kernel": ((*GOOD, "--attention", "fast"), "bad_option", 2, "auto, sdpa"),
+    "kernel not possible here": ((*GOOD, "--attention", "sage"), "bad_option", 2, "sage is not possible here"),
     "unknown option": ((*GOOD, "--fast"), "bad_option", 2, "--fast"),
     "unknown format": ((*GOOD, "--format", "avi"), "bad_option", 2, "mp4"),
     "unknown ending": ((*GOOD, "--out", "x.avi"), "bad_option", 2, "mp4"),
@@ -55,6 +57,11 @@ CASES = {
     "like what is no clip": (("generate", "--like", "TEXT"), "bad_option", 2, "TEXT"),
     "inspect what is no clip": (("inspect", "TEXT"), "bad_option", 2, "TEXT"),
     "inspect nothing": (("inspect", "none.mp4"), "bad_option", 2, "none.mp4"),
+    "offload": ((*GOOD, "--offload", "maybe"), "bad_option", 2, "possible are auto, on and off"),
+    "offload on a server": ((*GOOD, "--offload", "on", "--server", "http://127.0.0.1:1"), "bad_option", 2, "offload"),
+    "merged and streamed": (
+        (*GOOD, "--offload", "on", "--merge-loras"), "bad_option", 2, "--offload auto or off",
+    ),
     "unknown command": (("generrate",), "bad_option", 2, "generrate"),
 }  # fmt: skip
 

@@ -116,7 +116,7 @@ def test_a_model_may_be_a_folder(broll, tiny_models):
 
 
 def test_the_second_forecast_is_from_what_was_seen(broll):
-    assert "a guess" in broll("generate", "a lake", *MODEL).err
+    assert "measured rates" in broll("generate", "a lake", *MODEL).err
     assert "as seen here before" in broll("generate", "a lake", *MODEL).err
 
 
@@ -189,7 +189,7 @@ def test_models_list_says_what_is_here_and_how_to_get_the_rest(broll, tiny_model
     assert table["tiny"]["here"]
     assert table["tiny"]["path"] == str(tiny_models / "tiny")
     assert not table["wan2.1-t2v-14b"]["here"]
-    assert "hf download Wan-AI/Wan2.1-T2V-14B" in broll("models", "list").out
+    assert "broll models pull wan2.1-t2v-14b" in broll("models", "list").out
 
 
 @pytest.mark.parametrize("name", ["Wan2.1-T2V-1.3B", "wan2.1-t2v-1.3b-diffusers", "WAN2.1-T2V-1.3B"])
@@ -220,3 +220,26 @@ def test_doctor_fails_where_nothing_can_be_generated(broll, tmp_path, monkeypatc
         ran = broll("doctor")
         assert ran.status == 1
         assert 'pip install "broll[nano]"' in ran.out
+
+
+def test_streamed_blocks_make_the_same_clip_and_the_record_says_so(broll):
+    made = {
+        how: broll("generate", "a lake", *MODEL, "--seed", 3, "--offload", how, "--json", "--out", f"{how}.mp4")
+        for how in ("on", "off")
+    }
+    assert "switched on: block streaming" in made["on"].err
+    assert "switched on" not in made["off"].err
+    records = {how: broll("inspect", ran.json["file"], "--json").json for how, ran in made.items()}
+    assert [records[how]["levers"] for how in ("on", "off")] == [["block_streaming"], []]
+    assert records["on"]["latents_sha256"] == records["off"]["latents_sha256"]
+    assert records["on"]["conditions"] == records["off"]["conditions"]
+
+
+def test_a_streamed_clip_goes_on_without_streaming_and_is_not_marked(broll, place, monkeypatch):
+    monkeypatch.setenv("BROLL_OFFLOAD", "on")
+    first = broll("generate", "a lake", *MODEL, "--seed", 3, "--json").json
+    assert broll("inspect", first["file"], "--json").json["levers"] == ["block_streaming"]
+    monkeypatch.setenv("BROLL_OFFLOAD", "off")
+    again = broll("generate", "--like", first["file"], "--json").json
+    assert again["latents_sha256"] == first["latents_sha256"]
+    assert again["resumed_elsewhere"] is False

@@ -56,6 +56,14 @@ def test_options_become_fields(broll, there, small, tmp_path):
     }  # fmt: skip
 
 
+def test_loras_are_asked_for_by_their_names_there(broll, there, small):
+    words = ["--lora", "film:0.5:2-4", "--lora", "fast", "-q"]
+    assert broll("generate", PROMPT, *words, *there).status == 0
+    first, second = small.jobs["job_0001"]["fields"]["loras"]
+    assert first == {"name": "film", "weight": 0.5, "first": 1, "last": 3}
+    assert second == {"name": "fast"}
+
+
 def test_json_has_the_shape_of_a_clip_made_here(broll, there, tmp_path):
     ran = broll("generate", PROMPT, "--json", "-q", "--out", "a.mp4", "--poster", "--sheet", *there)
     told = ran.json
@@ -86,6 +94,9 @@ def test_a_gif_is_asked_for_as_one(broll, there, small, tmp_path):
         ([PROMPT, "--out", "no/such/a.mp4"], 5, "output_error"),
         ([PROMPT, "--image", "no.png"], 2, "bad_image"),
         (["--resume", "a.mp4.snapshot"], 2, "bad_option"),
+        ([PROMPT, "--lora", "film:99"], 2, "bad_option"),
+        ([PROMPT, "--lora", "film", "--merge-loras"], 2, "bad_option"),
+        ([PROMPT, "--attention", "sdpa"], 2, "bad_option"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_sent(broll, there, small, words, status, code):

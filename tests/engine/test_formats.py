@@ -60,7 +60,7 @@ def test_every_form_gives_the_transformer_it_was_made_from(form, tmp_path):
     assert 0 < error < BOUNDS[form]
 
 
-@pytest.mark.parametrize("task", ["t2v", "i2v", "flf2v"])
+@pytest.mark.parametrize("task", ["t2v", "i2v", "flf2v", "vace"])
 @pytest.mark.parametrize("form", ["official", "diffusers", "fp8-rows", "gguf-Q8_0"])
 def test_the_task_and_the_numbers_are_told_by_the_tensors(form, task, tmp_path):
     opened = formats.open_weights(files.transformer_file(tmp_path, form, task))
@@ -221,7 +221,7 @@ def test_a_file_of_another_kind_of_model_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"vace_blocks.0.after_proj.bias": (256,)}, r"is VACE \(it has vace_blocks"),
+        ({"control_adapter.conv.weight": (4,)}, r"is a camera-controlled model \(it has control_adapter"),
         ({"patch_embedding.weight": (256, 36, 1, 2, 2)}, "36 channels and no image branch"),
         ({"patch_embedding.weight": (256, 32, 1, 2, 2)}, "32 channels and no image branch"),
         ({"patch_embedding.weight": (250, 16, 1, 2, 2)}, "has the width 250"),

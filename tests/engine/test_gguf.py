@@ -1,6 +1,7 @@
 """GGUF files: read as the gguf library reads them, and what it lets pass is refused by name."""
 
 import struct
+import sys
 
 import gguf
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 
+from broll.engine.formats import open_weights
 from broll.engine.gguf_file import open_gguf
 from broll.engine.stored import Stored
+from broll.errors import MissingExtra
 from tests import formats
 
 
@@ -25,6 +28,14 @@ def write(path, *tensors, fields=(), architecture="wan"):
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def test_without_the_gguf_library_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+    path = formats.transformer_file(tmp_path, "gguf-F32")
+    monkeypatch.setitem(sys.modules, "gguf", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "broll.engine.gguf_file")
+    with pytest.raises(MissingExtra, match=r'gguf.*pip install "broll\[engine\]"'):
+        open_weights(path)
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", *formats.LEGACY, *formats.K_KINDS])

@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from broll.engine import load, weights
+from broll.engine import load, vace, weights
 from broll.engine.config import VAEConfig
 from broll.engine.image_encoder import clip_vision
 from broll.engine.text_encoder import umt5
-from broll.engine.transformer import Transformer
 from broll.engine.vae import VAE
 from broll.errors import BadCheckpoint
 from tests import checkpoints
@@ -37,13 +36,13 @@ def broken(tiny_models, tmp_path):
     return shutil.copytree(tiny_models / "tiny", tmp_path / "tiny")
 
 
-@pytest.mark.parametrize("task", ["t2v", "i2v", "flf2v"])
+@pytest.mark.parametrize("task", ["t2v", "i2v", "flf2v", "vace"])
 def test_both_layouts_give_the_same_transformer(task, tmp_path):
     numbers = checkpoints.transformer_numbers(task)
-    truth = checkpoints.built(lambda: Transformer(numbers))
+    truth = checkpoints.built(lambda: vace.transformer(numbers))
     for make in (checkpoints.diffusers_folder, checkpoints.original_folder):
         folder = make(tmp_path / make.__name__, task)
-        assert same(fill(folder, "transformer", lambda: Transformer(numbers)), truth)
+        assert same(fill(folder, "transformer", lambda: vace.transformer(numbers)), truth)
 
 
 def test_the_task_is_read_from_the_files(tiny_models):
@@ -119,8 +118,8 @@ def test_shards_are_read_through_their_index(broken):
     file.unlink()
     file.with_name(file.name + ".index.json").write_text(json.dumps(index))
     numbers = checkpoints.transformer_numbers()
-    truth = checkpoints.built(lambda: Transformer(numbers))
-    assert same(fill(broken, "transformer", lambda: Transformer(numbers)), truth)
+    truth = checkpoints.built(lambda: vace.transformer(numbers))
+    assert same(fill(broken, "transformer", lambda: vace.transformer(numbers)), truth)
     (broken / "transformer" / "b.safetensors").unlink()
     with pytest.raises(BadCheckpoint, match=r"b\.safetensors"):
         load.load(broken, "tiny")

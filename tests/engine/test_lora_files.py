@@ -220,6 +220,7 @@ def test_distilled_loras_are_known_by_their_published_names(name, steps, shift, 
     found = lora_facts.facts(named(made, tmp_path / f"{name}.safetensors"))
     assert (found.steps, found.shift, found.distilled) == (steps, shift, True)
     assert found.source.startswith("https://")
+    assert (found.grid == "distilled") == ("lightx2v" in name)
 
 
 @pytest.mark.parametrize("name", ["style", "wan2.2_t2v_A14b_low_noise_lora_rank64_lightx2v_4step"])
@@ -232,12 +233,21 @@ def test_a_file_beside_it_is_believed_before_the_header_and_the_name(made, tmp_p
     assert lora_facts.facts(lora).steps == 6
     (tmp_path / "lightx2v.toml").write_text('steps = 8\nshift = 3\nsampler = "unipc"\nweight = 0.5\n')
     assert lora_facts.facts(lora) == lora_facts.Recommended(
-        8, None, 3.0, "unipc", 0.5, str(tmp_path / "lightx2v.toml")
+        8, None, 3.0, "unipc", None, 0.5, str(tmp_path / "lightx2v.toml")
     )
 
 
 @pytest.mark.parametrize(
-    "text", ["steps = 0", 'sampler = "best"', "step = 4", "steps = ", 'weight = "much"', "guidance = -1"]
+    "text",
+    [
+        "steps = 0",
+        'sampler = "best"',
+        "step = 4",
+        "steps = ",
+        'weight = "much"',
+        "guidance = -1",
+        'grid = "fine"',
+    ],
 )
 def test_a_declaration_that_cannot_be_is_refused(text, made, tmp_path):
     lora = named(made, tmp_path / "style.safetensors")

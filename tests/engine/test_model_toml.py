@@ -41,6 +41,21 @@ def test_single_files_side_by_side_make_a_model(folder):
     assert frames.std() > 0
 
 
+def test_a_distilled_checkpoint_is_known_by_its_name_and_model_toml_wins(folder, tmp_path):
+    assert describe.describe(folder, "mix").defaults.grid == "official"
+    named = tmp_path / "Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v"
+    folder.rename(named)
+    defaults = describe.describe(named, "mix").defaults
+    assert (defaults.steps, defaults.guidance, defaults.shift) == (4, 1, 5)
+    assert (defaults.sampler, defaults.grid) == ("euler", "distilled")
+    with (named / "model.toml").open("a") as file:
+        file.write("\n[defaults]\nsteps = 8\n")
+    defaults = describe.describe(named, "mix").defaults
+    assert (defaults.steps, defaults.grid) == (8, "distilled")
+    plain = checkpoints.diffusers_folder(tmp_path / "Wan2.1_T2V_14B_FusionX")
+    assert describe.describe(plain, "plain").defaults.steps == 8
+
+
 def test_a_mix_of_quantized_files_makes_nearly_the_same_clip(folder, tmp_path):
     wanted = clip(load.load(folder, "mix"))
     for form, text, bound in (("gguf-Q8_0", "llama-Q8_0", 0.02), ("fp8-rows", "fp8-scaled", 0.05)):

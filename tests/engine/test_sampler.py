@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from broll.engine.sampler import SAMPLERS
-from broll.engine.schedule import Schedule, schedule
+from broll.engine.schedule import GRIDS, Schedule, schedule
 from broll.errors import BadOption
 
 SHAPE = (1, 4, 2, 3, 5)
@@ -79,7 +79,7 @@ def test_one_velocity_is_asked_for_each_step(name, ends):
 
 
 def test_levels_fall_from_noise_to_zero():
-    for grid in ("official", "diffusers"):
+    for grid in GRIDS:
         for name in SAMPLERS:
             levels = schedule(30, shift=5.0, grid=grid, sampler=name)
             assert len(levels.sigmas) == 31
@@ -88,6 +88,46 @@ def test_levels_fall_from_noise_to_zero():
             assert levels.sigmas[0] == pytest.approx(1, abs=1e-3)
 
 
+def lightx2v(steps, shift):
+    """Its scheduler's own arithmetic: 1000 levels, shifted, of which `denoising_step_list` picks a few."""
+    sigmas = torch.linspace(1.0, 0.0, 1001)[:-1]
+    sigmas = shift * sigmas / (1 + (shift - 1) * sigmas)
+    return sigmas[[1000 - t for t in steps]]
+
+
+def test_the_distilled_grid_is_that_of_lightx2v():
+    levels = schedule(4, shift=5.0, grid="distilled", sampler="euler")
+    assert levels.times == pytest.approx((1000, 937.5, 833.3333, 625), abs=1e-4)
+    wanted = lightx2v([1000, 750, 500, 250], 5.0)
+    torch.testing.assert_close(torch.tensor(levels.sigmas[:-1]), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(torch.tensor(levels.times), 1000 * wanted, rtol=1e-6, atol=0)
+    assert schedule(4, shift=5.0, grid="official", sampler="euler").times == (999, 937, 833, 624)
+
+
+def test_on_the_distilled_grid_euler_is_their_step(ends):
+    """x0 = x - sigma v, then x = x0 + sigma' v; the last step ends in x0."""
+    levels = schedule(4, shift=5.0, grid="distilled", sampler="euler")
+    sigmas = lightx2v([1000, 750, 500, 250], 5.0).tolist()
+
+    def velocity(x, i):
+        return torch.tanh(x) - levels.times[i] / 1000
+
+    x = ends[1]
+    for i, step in enumerate(SAMPLERS["euler"](velocity, ends[1], levels, None)):
+        v = velocity(x, i)
+        x = x - sigmas[i] * v
+        x = x + sigmas[i + 1] * v if i + 1 < len(sigmas) else x
+        torch.testing.assert_close(step.x, x, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_sampler_starts_from_any_grids_first_level(name, grid, ends):
+    levels = schedule(4, shift=5.0, grid=grid, sampler=name)
+    for step in SAMPLERS[name](lambda x, i: torch.tanh(x), ends[1], levels, None):
+        assert torch.isfinite(step.x).all()
+
+
 def test_an_unknown_grid_is_refused():
-    with pytest.raises(BadOption, match="official or diffusers"):
+    with pytest.raises(BadOption, match="official, diffusers or distilled"):
         schedule(5, shift=3.0, grid="karras")

@@ -1,10 +1,13 @@
 """The outside judges: diffusers' and transformers' modules, given the same random numbers as ours."""
 
+from functools import partial
+from typing import Any
+
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan, WanTransformer3DModel, WanVACETransformer3DModel
 from torch import Tensor, nn
 
-from broll.engine import weights
+from broll.engine import vace, weights
 from broll.engine.config import TransformerConfig, VAEConfig
 from broll.engine.transformer import Transformer
 from broll.engine.vae import VAE
@@ -16,6 +19,7 @@ TASKS = {
     "t2v": TransformerConfig(**TINY),
     "i2v": TransformerConfig(**TINY, in_dim=36, image_dim=40),
     "flf2v": TransformerConfig(**TINY, in_dim=36, image_dim=40, image_positions=34),
+    "vace": TransformerConfig(**TINY, vace_layers=(0, 2), vace_in_dim=96),
 }
 TINY_VAE = VAEConfig(base_dim=8, decoder_base_dim=12)
 PATCHED_VAE = VAEConfig(base_dim=8, decoder_base_dim=12, num_res_blocks=1, patch_size=2)
@@ -41,10 +45,11 @@ def shake(module: nn.Module, seed: int = 0) -> None:
         parameter.data += scale * torch.randn(parameter.shape, generator=generator)
 
 
-def transformers(config: TransformerConfig) -> tuple[Transformer, WanTransformer3DModel]:
-    ours = Transformer(config).eval().requires_grad_(False)
-    shake(ours)
-    theirs = WanTransformer3DModel(
+def judge_of(config: TransformerConfig) -> WanTransformer3DModel | WanVACETransformer3DModel:
+    """diffusers' class with these numbers."""
+    hinted: dict[str, Any] = {"vace_layers": list(config.vace_layers), "vace_in_channels": config.vace_in_dim}
+    kind = partial(WanVACETransformer3DModel, **hinted) if config.vace_layers else WanTransformer3DModel
+    return kind(
         num_attention_heads=config.num_heads,
         attention_head_dim=config.head_dim,
         in_channels=config.in_dim,
@@ -56,7 +61,15 @@ def transformers(config: TransformerConfig) -> tuple[Transformer, WanTransformer
         image_dim=config.image_dim,
         added_kv_proj_dim=None if config.image_dim is None else config.dim,
         pos_embed_seq_len=config.image_positions,
-    ).eval()
+    )
+
+
+def transformers(
+    config: TransformerConfig,
+) -> tuple[Transformer, WanTransformer3DModel | WanVACETransformer3DModel]:
+    ours = vace.transformer(config).eval().requires_grad_(False)
+    shake(ours)
+    theirs = judge_of(config).eval()
     names = weights.TRANSFORMER_TO_DIFFUSERS
     theirs.load_state_dict({weights.rename(n, names): t for n, t in ours.state_dict().items()}, strict=True)
     return ours, theirs

@@ -1,20 +1,19 @@
 """Published parameter counts, and the names of both layouts, strictly, in both directions."""
 
-import dataclasses
 from pathlib import Path
 
 import gguf
 import pytest
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 
-from broll.engine import detect, formats, weights
+from broll.engine import detect, formats, vace, weights
 from broll.engine.config import PUBLISHED, ImageConfig, TextConfig, VAEConfig
 from broll.engine.image_encoder import clip_vision
 from broll.engine.stored import Entry
 from broll.engine.text_encoder import umt5
-from broll.engine.transformer import Transformer
 from broll.engine.vae import VAE
+from tests.parity.judge import judge_of
 from tests.parity.official_names import clip_names, t5_names, vae_names
 
 
@@ -29,7 +28,7 @@ def shapes(module):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameter_counts_are_the_published_ones(name):
-    model = on_meta(lambda: Transformer(PUBLISHED[name].transformer))
+    model = on_meta(lambda: vace.transformer(PUBLISHED[name].transformer))
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name].parameters
 
 
@@ -40,18 +39,9 @@ def test_parameter_counts_of_the_encoders_are_the_published_ones():
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_transformer_names_map_to_diffusers_and_back(name):
-    config = dataclasses.replace(PUBLISHED[name].transformer, num_layers=2)
-    ours = shapes(on_meta(lambda: Transformer(config)))
-    theirs = shapes(
-        on_meta(
-            lambda: WanTransformer3DModel(
-                num_attention_heads=config.num_heads, attention_head_dim=128, in_channels=config.in_dim,
-                out_channels=16, text_dim=4096, freq_dim=256, ffn_dim=config.ffn_dim, num_layers=2,
-                image_dim=config.image_dim, added_kv_proj_dim=config.image_dim and config.dim,
-                pos_embed_seq_len=config.image_positions,
-            )
-        )
-    )  # fmt: skip
+    config = PUBLISHED[name].transformer
+    ours = shapes(on_meta(lambda: vace.transformer(config)))
+    theirs = shapes(on_meta(lambda: judge_of(config)))
     assert {weights.rename(n, weights.TRANSFORMER_TO_DIFFUSERS): s for n, s in ours.items()} == theirs
     assert {weights.rename(n, weights.TRANSFORMER_FROM_DIFFUSERS): s for n, s in theirs.items()} == ours
 
@@ -93,7 +83,7 @@ def opened(shapes, component):
 def test_a_single_file_or_gguf_of_a_published_model_is_known_by_its_tensors(name, prefix):
     """Both carry the official names; the numbers of the model, and so its task, come out of the shapes."""
     config = PUBLISHED[name].transformer
-    ours = shapes(on_meta(lambda: Transformer(config)))
+    ours = shapes(on_meta(lambda: vace.transformer(config)))
     prefixed = {f"{prefix}{n}": Entry(f"{prefix}{n}", s, "Q8_0", lambda: None) for n, s in ours.items()}
     found = formats._without_prefix(prefixed)
     single = opened({n: e.shape for n, e in found.items()}, "transformer")
@@ -105,7 +95,7 @@ def test_a_single_file_or_gguf_of_a_published_model_is_known_by_its_tensors(name
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_diffusers_file_of_a_published_model_is_known_by_its_tensors(name):
     config = PUBLISHED[name].transformer
-    ours = shapes(on_meta(lambda: Transformer(config)))
+    ours = shapes(on_meta(lambda: vace.transformer(config)))
     theirs = {weights.rename(n, weights.TRANSFORMER_TO_DIFFUSERS): s for n, s in ours.items()}
     single = opened(theirs, "transformer")
     assert (single.names, detect.transformer(single)) == ("diffusers", config)

@@ -10,6 +10,8 @@ from diffusers import (
     WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from PIL import Image
 from transformers import CLIPVisionModel, PreTrainedTokenizerFast, UMT5EncoderModel
@@ -19,6 +21,7 @@ from broll.engine import pipeline
 from broll.engine.load import load
 from broll.engine.pipeline import Frames
 from broll.spec import Artifact, parse
+from tests import checkpoints
 from tests.parity.judge import LIMIT, relative
 
 PROMPT = "slow camera pan across a mountain lake at sunset"
@@ -27,17 +30,19 @@ SIDE = 28  # of the tiny CLIP
 
 def judge(folder):
     """diffusers' pipeline, every component loaded by diffusers and transformers themselves."""
+    hinted = "vace_layers" in json.loads((folder / "transformer" / "config.json").read_text())
+    kind = WanVACETransformer3DModel if hinted else WanTransformer3DModel
     parts = {
         "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
         "text_encoder": UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
-        "transformer": WanTransformer3DModel.from_pretrained(folder / "transformer"),
+        "transformer": kind.from_pretrained(folder / "transformer"),
         "vae": AutoencoderKLWan.from_pretrained(folder / "vae"),
         "scheduler": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     }
     if not (folder / "image_encoder").exists():
-        return WanPipeline(**parts)
+        return WanVACEPipeline(**parts) if hinted else WanPipeline(**parts)
     crop = {"height": SIDE, "width": SIDE}
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=crop)
     vision = CLIPVisionModel.from_pretrained(folder / "image_encoder")
@@ -57,10 +62,23 @@ def tiny_area(tiny_models):
         assert json.loads((tiny_models / name / "broll.json").read_text())["defaults"]["size"] == [64, 32]
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-i2v", "tiny-flf2v"])
-def test_the_clip_equals_the_one_of_diffusers_pipeline(name, tiny_models):
-    parts = load(tiny_models / name, name)
-    pictures = {"tiny": [], "tiny-i2v": [picture(1)], "tiny-flf2v": [picture(1), picture(2)]}[name]
+@pytest.fixture
+def folder(request, tiny_models, tmp_path):
+    if request.param == "tiny-vace":
+        return checkpoints.diffusers_folder(tmp_path / "tiny-vace", "vace")
+    return tiny_models / request.param
+
+
+@pytest.mark.parametrize("folder", ["tiny", "tiny-i2v", "tiny-flf2v", "tiny-vace"], indirect=True)
+def test_the_clip_equals_the_one_of_diffusers_pipeline(folder):
+    name = folder.name
+    parts = load(folder, name)
+    pictures = {
+        "tiny": [],
+        "tiny-vace": [],
+        "tiny-i2v": [picture(1)],
+        "tiny-flf2v": [picture(1), picture(2)],
+    }[name]
     artifacts = [Artifact.of(p.tobytes()) for p in pictures]
     asked = parse(
         model=name, prompt=PROMPT, negative_prompt="static, grey", frames=9, width=64, height=32, steps=6,
@@ -73,8 +91,9 @@ def test_the_clip_equals_the_one_of_diffusers_pipeline(name, tiny_models):
     ours = torch.cat([o.frames for o in out if isinstance(o, Frames)], dim=1)
 
     images = dict(zip(("image", "last_image"), pictures, strict=False))
-    grid = pipeline.Grid(3, 2, 4)
-    theirs = judge(tiny_models / name)(
+    stride = parts.config.vae.spatial_stride
+    grid = pipeline.Grid(3, 32 // stride, 64 // stride)
+    theirs = judge(folder)(
         prompt=PROMPT, negative_prompt="static, grey", num_frames=9, width=64, height=32,
         num_inference_steps=6, guidance_scale=4.0, latents=pipeline.noise(grid, 16, 5), output_type="pt",
         **images,

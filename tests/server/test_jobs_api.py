@@ -84,6 +84,14 @@ def test_a_size_the_model_cannot_make_becomes_its_nearest_and_that_is_said(clien
     assert "1920x1080 became" in told["notes"][0]
 
 
+def test_an_estimate_says_seconds_and_where_they_come_from(client):
+    told = client.post("/v1/video/estimate", json=SMALL).json()
+    assert told["seconds_s"] > 0
+    assert told["time_source"] in ("seen", "measured")
+    assert told["memory_mb"] > 400
+    assert told["money"] is None  # no setting gpu_hour
+
+
 def test_too_many_seconds_are_refused_naming_the_most(client):
     refused = client.post("/v1/video/generate", json=SMALL | {"duration": 60})
     assert refused.status_code == 422

@@ -1,0 +1,97 @@
+"""`broll plan`: what a clip would take here or on another card, and what fits if it does not. Nothing is made."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from broll.cli.output import duration, gigabytes
+
+if TYPE_CHECKING:
+    from broll.plan import Plan
+
+PROMPT = "a clip"
+
+
+def plan(
+    prompt: Annotated[
+        str | None, typer.Argument(help="What the clip shows; its length counts for the text encoder.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model's name, or its folder. Without it, the best one here.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, such as 832x480.", metavar="WxH")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Length, to the nearest possible.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Length in frames, 4k+1.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="1 is off, and half the work.")] = None,
+    takes: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
+    quality: Annotated[str | None, typer.Option(help="best, standard or draft.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A card that is not here, by its data sheet: H100, A100, RTX4090 ...")
+    ] = None,
+    gpu_hour: Annotated[
+        float | None, typer.Option(help="What an hour of the device costs; else the setting gpu_hour.", min=0)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say what a clip takes before it is made: seconds, memory, money, and what fits if it does not."""
+    from broll import cards, nearest, wiring
+    from broll import plan as plans
+    from broll.cli.request import Options, check_together, frames_of, size_of
+    from broll.engine import step_cache
+    from broll.settings import Settings
+    from broll.spec import parse
+
+    settings, options = Settings(), Options(frames=frames, seconds=seconds)
+    card = None if device is None else cards.find(device)
+    check_together(options)
+    given = {"prompt": prompt or PROMPT, "steps": steps, "guidance": guidance, "takes": takes}
+    given |= {"quality": quality}
+    given |= size_of(size) | frames_of(options)
+    parse(**given | {"model": model or "best"})
+    wiring.use_threads(settings)
+    found, config = plans.wanted(settings, model)
+    spec = plans.whole(parse(**given | {"model": config.name}), config)
+    target = (
+        plans.here(spec, config, settings, found) if card is None else plans.published(card, config, found)
+    )
+    hour = settings.gpu_hour if gpu_hour is None else gpu_hour
+    made = plans.make(spec, config, target, gpu_hour=hour, offload=settings.offload)
+    instead = [] if made.fits else nearest.nearest(made, config)
+    if as_json:
+        print(json.dumps(made.told() | {"nearest": instead}))
+        return
+    print("\n".join(lines(made) + ([skipping] if (skipping := step_cache.told(spec, config)) else [])))
+    if not made.fits:
+        print(nearest.sentence(made, config))
+
+
+def lines(made: "Plan") -> list[str]:
+    from broll.plan import HOW, words
+
+    spec, target = made.spec, made.target
+    assert spec.frames
+    assert spec.fps
+    told = [
+        f"{spec.model}: {spec.width}x{spec.height}, {spec.frames} frames ({spec.frames / spec.fps:.1f} s), "
+        f"{spec.steps} steps, guidance {spec.guidance:g}"
+        + (f", {spec.takes} takes" if (spec.takes or 1) > 1 else ""),
+        f"on {target.name}, {words(target.precision)}, {gigabytes(target.memory)} of memory",
+        f"  {'':8} {'time':>8} {'memory':>9} {'operations':>12}",
+    ]
+    told += [
+        f"  {stage.name:8} {duration(made.seconds[stage.name]):>8} "
+        f"{gigabytes(made.estimate.base + stage.peak_bytes):>9} {tera(stage.operations.total):>12}"
+        for stage in made.estimate.stages
+    ]
+    told += [f"switched on: {lever.words}" for lever in made.on]
+    price = "" if made.money is None else f", {made.money:.2f} at {made.gpu_hour:g} an hour"
+    told.append(f"time   {duration(made.total_s)} ({HOW[target.source]}){price}")
+    verdict = "fits" if made.fits else "does not fit"
+    told.append(f"memory {gigabytes(made.estimate.memory_bytes)}: {verdict}")
+    return told
+
+
+def tera(operations: float) -> str:
+    return f"{operations / 1e12:.3g} TFLOP" if operations < 1e15 else f"{operations / 1e15:.3g} PFLOP"

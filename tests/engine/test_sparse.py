@@ -1,0 +1,199 @@
+"""Far pairs left out of self-attention: what is left is computed exactly, and nothing else changes."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from broll.engine import attention, counts, sparse, vace
+from broll.engine.attention import AttendCall
+from broll.engine.config import PUBLISHED
+from broll.engine.estimate import estimate
+from broll.engine.load import Precision, load
+from broll.engine.pipeline import generate, resolve
+from broll.engine.sampler import Step
+from broll.engine.shapes import Grid
+from broll.errors import BadOption
+from broll.spec import parse
+from tests import checkpoints
+
+GRIDS = [Grid(1, 4, 5), Grid(5, 4, 5), Grid(9, 3, 7), Grid(4, 1, 3), Grid(3, 40, 40)]
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_models):
+    return load(tiny_models / "tiny", "tiny")
+
+
+def ask(parts, **fields):
+    given = {"model": "tiny", "prompt": "a lake", "seed": 4, "frames": 33, "steps": STEPS}
+    return resolve(parse(**given | fields), parts.config)
+
+
+def steps_of(spec, parts, resume=None):
+    return [event for event in generate(spec, parts, resume=resume) if isinstance(event, Step)]
+
+
+def tensors(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, n, 16, generator=generator) for _ in range(3)]
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_tile_by_tile_equals_the_masked_twin(grid, sparsity):
+    q, k, v = tensors(grid.size)
+    made = sparse.pattern(grid, sparsity)
+    call = AttendCall("self", 1, grid)
+    fast = sparse.gathered(attention.sdpa, q, k, v, call, made)
+    torch.testing.assert_close(fast, sparse.masked(q, k, v, made), atol=2e-6, rtol=1e-5)
+
+
+def attends(frame, band, other_frame, other_band, width):
+    """The definition, word by word."""
+    apart = abs(frame - other_frame)
+    if apart == 0 or other_frame == 0:
+        return True
+    window = width / 2 ** int(math.log2(apart))
+    if window >= 1:
+        return abs(band - other_band) <= window
+    every = 1
+    while every * window < 1:
+        every *= 2
+    return band == other_band and apart % every == 0
+
+
+@pytest.mark.parametrize("width", [0.1, 0.5, 1, 3, 4, 7.5, 16])
+def test_windows_halve_when_the_distance_doubles(width):
+    frames, bands = 11, 6
+    made = sparse.windows(frames, bands, width)
+    for i in range(frames * bands):
+        for j in range(frames * bands):
+            assert made[i, j] == attends(*divmod(i, bands), *divmod(j, bands), width)
+
+
+def test_every_frame_sees_itself_and_the_first_however_little_is_left():
+    made = sparse.pattern(Grid(21, 30, 52), 0.9)
+    tiles = len(made.edges) - 1
+    bands = tiles // 21
+    for tile in range(tiles):
+        own = tile // bands * bands
+        assert made.kept[tile, own : own + bands].all()
+        assert made.kept[tile, :bands].all()
+
+
+@pytest.mark.parametrize("grid", [Grid(21, 30, 52), Grid(21, 45, 80), Grid(41, 45, 80)], ids=str)
+def test_the_dial_says_what_is_left_out(grid):
+    shares = [sparse.pattern(grid, sparsity).share for sparsity in (0.1, 0.3, 0.5, 0.7, 0.8)]
+    for share, sparsity in zip(shares, (0.1, 0.3, 0.5, 0.7, 0.8), strict=True):
+        assert 1 - sparsity - 0.08 < share <= 1 - sparsity
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_tiles_cover_every_token_once_and_none_crosses_a_frame():
+    for grid in GRIDS:
+        made, frame = sparse.pattern(grid, 0.5), grid.height * grid.width
+        assert made.edges[0] == 0 and made.edges[-1] == grid.size
+        assert list(made.edges) == sorted(set(made.edges))
+        assert set(range(0, grid.size + 1, frame)) <= set(made.edges)
+
+
+@pytest.mark.parametrize("nothing", [None, 0.0])
+def test_without_sparsity_no_bit_changes_and_no_kernel_is_wrapped(parts, nothing):
+    plain = steps_of(ask(parts), parts)[-1].x
+    assert torch.equal(steps_of(ask(parts, sparsity=nothing), parts)[-1].x, plain)
+    with sparse.on(parts.transformer, ask(parts, sparsity=nothing)):
+        assert parts.transformer.attends == {attention.sdpa}
+
+
+def test_a_sparse_clip_is_that_of_the_twin_and_not_the_dense_one(parts, monkeypatch):
+    spec = ask(parts, sparsity=0.6)
+    fast = steps_of(spec, parts)[-1].x
+    dense = steps_of(ask(parts), parts)[-1].x
+    monkeypatch.setattr(
+        sparse, "gathered", lambda dense, q, k, v, call, pattern: sparse.masked(q, k, v, pattern)
+    )
+    slow = steps_of(spec, parts)[-1].x
+    assert (fast - slow).norm() / slow.norm() < 1e-4
+    assert (fast - dense).norm() / dense.norm() > 1e-3
+
+
+def test_the_share_that_is_told_is_what_is_computed(parts):
+    seen = []
+
+    def watched(q, k, v, call):
+        seen.append((call.kind, call.layer, call.step, q.shape[2] * k.shape[2]))
+        return attention.sdpa(q, k, v, call)
+
+    spec = ask(parts, sparsity=0.6)
+    parts.transformer.use(watched)
+    try:
+        steps_of(spec, parts)
+    finally:
+        parts.transformer.use(attention.sdpa)
+    n, layers = sparse.grid_of(spec, parts.config).size, parts.config.transformer.num_layers
+    own = [(layer, step, pairs) for kind, layer, step, pairs in seen if kind == "self"]
+    whole = 2 * STEPS * layers * n * n
+    assert sum(pairs for *_, pairs in own) / whole == pytest.approx(sparse.share(spec, parts.config))
+    dense = {(layer, step) for layer, step, pairs in own if pairs == n * n}
+    assert dense == {
+        (layer, step) for layer in range(layers) for step in range(STEPS) if layer == 0 or step < 2
+    }
+
+
+def test_a_clip_goes_on_from_a_step_with_the_same_bits(parts):
+    spec = ask(parts, sparsity=0.6)
+    whole = steps_of(spec, parts)
+    again = steps_of(spec, parts, resume=whole[4])
+    assert torch.equal(again[-1].x, whole[-1].x)
+
+
+def test_the_model_is_as_it_was_when_the_clip_is_done_or_given_up(parts):
+    spec = ask(parts, sparsity=0.6)
+    events = generate(spec, parts)
+    next(events)
+    assert parts.transformer.attend_name == "sdpa"
+    assert len(parts.transformer.attends) > 1
+    events.close()
+    assert parts.transformer.attends == {attention.sdpa}
+
+
+def test_of_vace_the_first_block_of_hints_is_dense_too():
+    numbers = replace(checkpoints.transformer_numbers("vace"), vace_layers=(0, 1))
+    model = vace.transformer(numbers)
+    spec = parse(model="tiny", prompt="a lake", sparsity=0.5, steps=4)
+    with sparse.on(model, spec):
+        for blocks in (model.blocks, model.vace_blocks):
+            assert blocks[0].self_attn.attend is attention.sdpa
+            assert isinstance(blocks[1].self_attn.attend, sparse.Radial)
+            assert blocks[1].cross_attn.attend is attention.sdpa
+
+
+def test_with_skipped_steps_and_8_of_10_pairs_left_out_the_estimate_falls():
+    config = PUBLISHED["wan2.1-t2v-1.3b"]
+
+    def attended(**fields):
+        spec = resolve(parse(model=config.name, prompt="a lake", seed=1, **fields), config)
+        return spec, estimate(spec, config, precision=Precision()).stage("denoise").operations.attention
+
+    (_, whole), (spec, less) = attended(), attended(sparsity=0.5)
+    n, c = sparse.grid_of(spec, config).size, config.transformer
+    text = whole / (4.0 * n * c.dim * c.num_layers * 100) - n  # 50 steps, two prompts
+    assert less / whole == pytest.approx((n * sparse.share(spec, config) + text) / (n + text))
+    assert counts.forward(c, n, 0, share=0.5).attention == counts.forward(c, n, 0).attention / 2
+    _, both = attended(sparsity=0.5, quality="draft")
+    assert both < min(less, attended(quality="draft")[1])
+
+
+def test_what_it_comes_to_is_said_in_one_line(parts):
+    assert sparse.told(ask(parts), parts.config) == ""
+    told = sparse.told(ask(parts, sparsity=0.6), parts.config)
+    assert told.startswith("sparsity 0.6: ") and "first 2 of 8 steps" in told
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 0.91, 1, math.nan])
+def test_a_sparsity_that_leaves_nothing_is_refused(sparsity):
+    with pytest.raises(BadOption, match="sparsity"):
+        parse(model="tiny", prompt="a lake", sparsity=sparsity)
