@@ -143,9 +143,7 @@ def theirs(folder: Path, dtype: str) -> tuple[Callable[[], Any], list[Any]]:
     from diffusers import AutoencoderKLWan, WanPipeline
 
     low = getattr(torch, dtype)
-    vae = AutoencoderKLWan.from_pretrained(
-        folder, subfolder="vae", dtype=torch.float32
-    )  # as its guide says
+    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae", dtype=torch.float32)  # as its guide says
     pipe = WanPipeline.from_pretrained(folder, vae=vae, dtype=low)
 
     def forward() -> Any:

@@ -157,7 +157,7 @@ def by_sheet(card: Card) -> "Rates":
     from broll.engine.rates import Rates
 
     fast = card.bf16 * card.share
-    return Rates(fast, fast, card.fp32 * card.share, fast, card.bandwidth, BUS)
+    return Rates(fast, fast, card.fp32 * card.share, fast, float(card.bandwidth), BUS)
 
 
 def on_a_gpu() -> "Precision":

@@ -92,7 +92,7 @@ class Planner:
             )
         first = given.get("image")
         picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
-        from broll.engine import pipeline, step_cache
+        from broll.engine import pipeline, sparse, step_cache
 
         asked, told = self._with_loras(given)
         notes += [told] if told else []
@@ -103,8 +103,7 @@ class Planner:
         asked, report = coaching.coached(asked, known, wish.mode, model, seen)
         takes.check(asked)
         spec = pipeline.resolve(asked, config, picture=picture)
-        skipping = step_cache.told(spec, config)
-        notes += [skipping] if skipping else []
+        notes += filter(None, (step_cache.told(spec, config), sparse.told(spec, config)))
         return Plan(spec, self._needs(spec, config) // 10**6, tuple(notes), report)
 
     def _with_loras(self, given: dict[str, Any]) -> tuple[VideoSpec, str]:
@@ -190,8 +189,8 @@ class Planner:
     def _cost(self, spec: VideoSpec, config: ModelConfig) -> "Estimate":
         """With everything in memory from the first stage to the last: a warm model keeps its text encoder."""
         size = (spec.width, spec.height, spec.frames)
-        how = (spec.steps, spec.guidance == 1, spec.quality, spec.step_cache, spec.grid, spec.loras)
-        key = (spec.model, *size, *how)
+        asked = (spec.steps, spec.guidance == 1, spec.quality, spec.step_cache, spec.grid, spec.loras)
+        key = (spec.model, *size, *asked, spec.sparsity)
         with self._one:
             if len(self._costs) > 1000:
                 self._costs.clear()

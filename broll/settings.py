@@ -50,7 +50,8 @@ class Settings(BaseSettings):
         description="blocks of the transformer are streamed: auto, if a clip does not fit otherwise; on; off",
     )
     attention: str = Field(
-        default="auto", description="the kernel that computes attention; auto: the best here that rounds no further"
+        default="auto",
+        description="the kernel that computes attention; auto: the best here that rounds no further",
     )
 
     host: str = Field(default="127.0.0.1", description="address that `broll serve` listens on")

@@ -80,6 +80,7 @@ class VideoSpec(BaseModel):
     shift: Annotated[float | None, Field(gt=0, le=100)] = None
     sampler: Literal["unipc", "dpm++", "euler"] | None = None
     grid: Literal["official", "diffusers", "distilled"] | None = None
+    sparsity: Annotated[float | None, Field(ge=0, le=0.9)] = None  # of all pairs left out of attention
     quality: Quality | None = None  # below best, steps are skipped; None: best
     step_cache: StepCache | None = None  # how the steps to skip are chosen; None: magcache
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED)] = None  # None: drawn, and written back

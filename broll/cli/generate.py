@@ -65,6 +65,10 @@ def generate(
     merge_loras: Annotated[
         bool, typer.Option("--merge-loras", help="Into the weights instead of beside.", rich_help_panel=How)
     ] = False,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(help="Leave out so much of self-attention, 0 to 0.9.", rich_help_panel=How),
+    ] = None,
     quality: Annotated[
         str | None,
         typer.Option(help="best computes every step; standard and draft skip some.", rich_help_panel=How),
@@ -226,7 +230,7 @@ def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display")
 
 
 def announce(job: "Job", expected: "Plan") -> None:
-    from broll.engine import step_cache
+    from broll.engine import sparse, step_cache
     from broll.plan import HOW, STREAMING
 
     spec = job.spec
@@ -245,9 +249,8 @@ def announce(job: "Job", expected: "Plan") -> None:
         say(f"going on after step {done} of {spec.steps}")
     memory = gigabytes(expected.estimate.memory_bytes)
     say(f"expected: {duration(seconds)} ({HOW[expected.target.source]}), {memory} of memory -> {job.out}")
-    skipping = step_cache.told(spec, job.config)
-    if skipping:
-        say(skipping)
+    for told in filter(None, (step_cache.told(spec, job.config), sparse.told(spec, job.config))):
+        say(told)
     for lever in expected.on:
         asked = lever.name == STREAMING and expected.offload == "on"
         say(f"switched on{'' if asked else ', so that it fits'}: {lever.words}")
@@ -325,7 +328,8 @@ def finish(options: "Options", job: "Job", clip: "Clip", seconds: float) -> None
         "spec": record.spec.model_dump(exclude_none=True),
     }
     told = record.model_dump(mode="json", exclude_none=True)
-    result |= {name: told[name] for name in ("checks", "coach", "takes", "retimed", "attention") if told.get(name)}
+    more = ("checks", "coach", "takes", "retimed", "attention")
+    result |= {name: told[name] for name in more if told.get(name)}
     result |= {name: str(path) for name, path in (("poster", job.poster), ("sheet", job.sheet)) if path}
     if options.as_json:
         print(json.dumps(result))

@@ -27,6 +27,7 @@ PLAIN = {
     "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
     "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
     "motion": "motion", "takes": "takes", "pick": "pick", "quality": "quality",
+    "sparsity": "sparsity",
     "step_cache": "step_cache",
 }  # fmt: skip
 
@@ -54,6 +55,7 @@ class Options:
     grid: str | None = None
     preprocessing: str | None = None
     quality: str | None = None
+    sparsity: float | None = None
     step_cache: str | None = None
     lora: list[str] | None = None
     merge_loras: bool = False
@@ -101,7 +103,9 @@ def prepare(options: Options, settings: Settings) -> Job:
     job = continued(options, settings) if options.resume else fresh(options, settings)
     if options.merge_loras:
         if settings.offload == "on":
-            raise BadOption("--merge-loras needs the blocks that it merges into in memory: give --offload auto or off")
+            raise BadOption(
+                "--merge-loras needs the blocks that it merges into in memory: give --offload auto or off"
+            )
         loras.check_merge(job.model, job.spec)
     wiring.check_attention(settings.attention, job.config)
     return job
@@ -125,8 +129,8 @@ def check_together(options: Options) -> None:
         raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
-    free = {"resume", "model", "merge_loras", "offload", "attention", "out", "format", "force", "poster", "sheet"}
-    free |= {"as_json", "quiet"}
+    free = {"resume", "model", "merge_loras", "offload", "attention"}
+    free |= {"out", "format", "force", "poster", "sheet", "as_json", "quiet"}
     for option in fields(options):
         if option.name not in free and getattr(options, option.name) not in (None, False):
             name = "the prompt" if option.name == "prompt" else "--" + option.name.replace("_", "-")

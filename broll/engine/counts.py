@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from broll.engine.config import ImageConfig, TextConfig, TransformerConfig, VAEConfig
 from broll.engine.shapes import Grid
 
+Number = int | float  # for beartype, an int is no float
+
 
 @dataclass(frozen=True)
 class Operations:
-    matrix: float = 0.0
-    attention: float = 0.0
-    convolution: float = 0.0
+    matrix: Number = 0.0
+    attention: Number = 0.0
+    convolution: Number = 0.0
 
     @property
     def total(self) -> float:
@@ -33,18 +35,20 @@ class Operations:
             self.convolution + other.convolution,
         )
 
-    def __mul__(self, times: float | int) -> "Operations":  # noqa: PYI041  beartype tells them apart
+    def __mul__(self, times: Number) -> "Operations":
         return Operations(self.matrix * times, self.attention * times, self.convolution * times)
 
 
-def forward(c: TransformerConfig, n: int, text: int, image: int = 0) -> Operations:
-    """One forward over n tokens that attend `text` and `image` tokens, whose keys and values are known already."""
+def forward(c: TransformerConfig, n: int, text: int, image: int = 0, *, share: float = 1.0) -> Operations:
+    """One forward over n tokens that attend `text` and `image` tokens, whose keys and values are known already, and
+    a share of each other.
+    """
     blocks, hints = c.num_layers + len(c.vace_layers), len(c.vace_layers)
     linear = 2.0 * n * blocks * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
     linear += 2.0 * n * c.dim**2 * (hints + (hints > 0))  # after_proj of each, before_proj of the first
     time = 2.0 * (c.freq_dim * c.dim + 7 * c.dim**2)
     ends = 2.0 * n * c.dim * patch(c) * (c.in_dim + c.out_dim)
-    attention = 4.0 * n * (n + text + image) * c.dim * blocks
+    attention = 4.0 * n * (share * n + text + image) * c.dim * blocks
     return Operations(linear + time + ends, attention)
 
 

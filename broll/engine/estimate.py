@@ -12,7 +12,7 @@ stage to the last, as load.py has it; a stage's peak is all of them and what the
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from broll.engine import counts, footprint, shapes, step_cache
+from broll.engine import counts, footprint, shapes, sparse, step_cache
 from broll.engine.config import ModelConfig
 from broll.engine.counts import Operations
 from broll.engine.footprint import Bytes
@@ -117,7 +117,8 @@ def estimate(
         stages.append(_image(config, pixels, max(1, pictures), total, precision, device))
     forwards = step_cache.computed(spec, config) * prompts
     working += step_cache.kept_bytes(spec, config, tokens)
-    denoise = counts.forward(c, tokens, known, seen) * forwards
+    part = sparse.share(spec, config, forwards)
+    denoise = counts.forward(c, tokens, known, seen, share=part) * forwards
     stages.append(Stage("denoise", denoise, total, working, weights["transformer"] * forwards))
     size = (latent.height, latent.width, latent.frames)
     decoding = footprint.decode(config.vae, *size, precision.vae, device)

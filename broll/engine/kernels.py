@@ -150,11 +150,11 @@ class Checked:
         except (RuntimeError, ValueError, AssertionError, ImportError, NotImplementedError) as error:
             self.drop(f"{(str(error).splitlines() or [type(error).__name__])[0][:200]} ({place})")
             return None
-        error = distance(out, q, k, v, call)
-        self._worst = max(self._worst, error)
-        if error <= self._bound:
+        off = distance(out, q, k, v, call)
+        self._worst = max(self._worst, off)
+        if off <= self._bound:
             return out
-        what = "it gave NaN or infinity" if math.isnan(error) else f"it was off by {error:.1e} of the result"
+        what = "it gave NaN or infinity" if math.isnan(off) else f"it was off by {off:.1e} of the result"
         self.drop(f"{what} {place}; {self._bound:g} is allowed")
         return None
 

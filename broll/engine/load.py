@@ -173,9 +173,9 @@ def text_encoder(folder: Path, config: ModelConfig, device: torch.device, dtype:
 
 def for_cpu(model: Transformer) -> Transformer:
     """A bf16 model on a CPU gets packed Linears; and the kernel that is best there, unchecked."""
-    if model.compute_dtype == torch.bfloat16:
-        if not any(isinstance(module, quantized.Quantized) for module in model.modules()):
-            packed.pack(model)  # what is stored has no plain weight to pack
+    stored = any(isinstance(module, quantized.Quantized) for module in model.modules())
+    if model.compute_dtype == torch.bfloat16 and not stored:  # what is stored has no plain weight to pack
+        packed.pack(model)
     model.use(attention.BACKENDS[kernels.best(kernels.Here("cpu", model.compute_dtype))].attend)
     return model
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from broll.engine import conditioning, kernels, shapes, step_cache, vace
+from broll.engine import conditioning, kernels, shapes, sparse, step_cache, vace
 from broll.engine.conditioning import Conditioning
 from broll.engine.config import ModelConfig
 from broll.engine.guidance import Forward, guided
@@ -165,7 +165,7 @@ def generate(
         velocity = guided(*forwards(parts, given, grid, levels.times), spec.guidance)
         x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
         skips = step_cache.of(spec, parts.config, parts.transformer)
-        with step_cache.on(parts.transformer, skips):
+        with step_cache.on(parts.transformer, skips), sparse.on(parts.transformer, spec):
             for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
                 yield from map(Warned, kernels.news(parts.transformer))
                 yield replace(step, resumable=step.index + 1 not in skips)

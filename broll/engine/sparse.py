@@ -70,7 +70,7 @@ def pattern(grid: Grid, sparsity: float) -> Pattern:
     bands = min(frame, max(BANDS[0], min(BANDS[1], frame // BAND)))
     edges = tuple(f * frame + round(b * frame / bands) for f in range(grid.frames) for b in range(bands))
     narrow, wide = 0.0, 2.0 * bands * grid.frames
-    for _ in range(40):
+    for _ in range(24):
         width = (narrow + wide) / 2
         if Pattern((*edges, grid.size), windows(grid.frames, bands, width)).share <= 1 - sparsity:
             narrow = width
@@ -158,15 +158,20 @@ def grid_of(spec: VideoSpec, config: ModelConfig) -> Grid:
     return shapes.token_grid(latent, config.transformer.patch_size)
 
 
-def share(spec: VideoSpec, config: ModelConfig) -> float:
-    """Of all pairs of a resolved spec's self-attention, how many are computed, all steps and layers together."""
+def share(spec: VideoSpec, config: ModelConfig, forwards: int | None = None) -> float:
+    """Of all pairs of a resolved spec's self-attention, how many are computed, all steps and layers together.
+
+    `forwards`: how many there are, where later ones are skipped.
+    """
     if not spec.sparsity:
         return 1.0
     c, steps = config.transformer, spec.steps or 1
     layers, dense = c.num_layers + len(c.vace_layers), len(dense_layers(c))
     step = (dense + (layers - dense) * pattern(grid_of(spec, config), spec.sparsity).share) / layers
-    first = min(steps, dense_steps(spec))
-    return (first + (steps - first) * step) / steps
+    branches = 1 if spec.guidance == 1 else 2
+    count = steps * branches if forwards is None else forwards
+    first = min(count, dense_steps(spec) * branches)
+    return (first + (count - first) * step) / count
 
 
 def told(spec: VideoSpec, config: ModelConfig) -> str:

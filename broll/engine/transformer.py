@@ -257,7 +257,7 @@ class Transformer(nn.Module):
     @property
     def attend_name(self) -> str:
         """What computes the attention, for the record."""
-        return " ".join(sorted(attend.__name__ for attend in self.attends))
+        return " ".join(sorted({attend.__name__ for attend in self.attends}))
 
     def each_block(self, tokens: Tokens, context: Context) -> Iterator[Tokens]:
         """The tokens after every block, once, in order."""

@@ -110,9 +110,7 @@ def shots(slots: Slots) -> tuple[Term | None, tuple[Term, ...]]:
     if not said:
         return None, ()
     first = said[0]
-    if {
-        term.name for term in said
-    } == NEAR:  # the one that a sentence leans on: "closeup of beans"
+    if {term.name for term in said} == NEAR:  # the one that a sentence leans on: "closeup of beans"
         first = max(said, key=lambda term: _clause_length(slots, term))
     others = tuple(term for term in said if term.name != first.name)
     if others and TOGETHER.search(slots.text, first.span.end, others[0].span.start):

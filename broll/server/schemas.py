@@ -73,6 +73,10 @@ class Generate(Strict):
     sampler: Literal["unipc", "dpm++", "euler"] | None = None
     grid: Literal["official", "diffusers", "distilled"] | None = None
     preprocessing: Literal["official", "diffusers"] | None = None
+    sparsity: Annotated[
+        float | None,
+        Field(ge=0, le=0.9, description="share of the far pairs that self-attention leaves out; 0: none"),
+    ] = None
     quality: Annotated[
         Quality | None, Field(description="best computes every step; standard and draft skip some")
     ] = None

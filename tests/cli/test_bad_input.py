@@ -42,6 +42,7 @@ CASES = {
     "negative seed": ((*GOOD, "--seed", -1), "bad_option", 2, "seed"),
     "no number": ((*GOOD, "--steps", "many"), "bad_option", 2, "integer"),
     "unknown sampler": ((*GOOD, "--sampler", "ddim"), "bad_option", 2, "unipc"),
+    "nothing left to attend": ((*GOOD, "--sparsity", 1), "bad_option", 2, "0.9"),
     "unknown kernel": ((*GOOD, "--attention", "fast"), "bad_option", 2, "auto, sdpa"),
     "kernel not possible here": ((*GOOD, "--attention", "sage"), "bad_option", 2, "sage is not possible here"),
     "unknown option": ((*GOOD, "--fast"), "bad_option", 2, "--fast"),

@@ -224,7 +224,9 @@ def test_doctor_fails_where_nothing_can_be_generated(broll, tmp_path, monkeypatc
 
 def test_streamed_blocks_make_the_same_clip_and_the_record_says_so(broll):
     made = {
-        how: broll("generate", "a lake", *MODEL, "--seed", 3, "--offload", how, "--json", "--out", f"{how}.mp4")
+        how: broll(
+            "generate", "a lake", *MODEL, "--seed", 3, "--offload", how, "--json", "--out", f"{how}.mp4"
+        )
         for how in ("on", "off")
     }
     assert "switched on: block streaming" in made["on"].err

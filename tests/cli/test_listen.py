@@ -20,5 +20,8 @@ def test_what_is_accepted_sends_at_once(host):
 
 
 def test_a_port_in_use_is_one_clear_line():
-    with listen("127.0.0.1", 0) as listening, pytest.raises(BadOption, match=r"cannot listen on 127\.0\.0\.1"):
+    with (
+        listen("127.0.0.1", 0) as listening,
+        pytest.raises(BadOption, match=r"cannot listen on 127\.0\.0\.1"),
+    ):
         listen("127.0.0.1", listening.getsockname()[1])

@@ -32,11 +32,15 @@ def test_takes_multiply(broll):
     assert broll("plan", *MODEL, "--takes", 4, "--json").json["seconds"] == pytest.approx(4 * one, abs=0.01)
 
 
-def test_a_published_model_is_planned_for_a_card_though_neither_is_here(broll):
-    ran = broll("plan", "--model", "Wan2.1-I2V-14B-720P", "--device", "rtx 4090", "--frames", 81)
+def test_a_published_model_is_planned_for_a_card_though_neither_is_here(broll, monkeypatch):
+    words = ("plan", "--model", "Wan2.1-I2V-14B-720P", "--device", "rtx 4090", "--frames", 81)
+    assert "switched on: block streaming" in broll(*words).out
+    monkeypatch.setenv("BROLL_OFFLOAD", "off")
+    ran = broll(*words)
     assert ran.status == 0, ran.err
     assert "does not fit" in ran.out
     assert "81 frames at 1280x720 do not fit" in ran.out.splitlines()[-1]
+    assert "with block streaming 81 frames at 1280x720 fit" in ran.out.splitlines()[-1]
     assert "a guess from the card's data sheet" in ran.out
     told = broll("plan", "--model", "wan2.1-t2v-1.3b", "--device", "H100", "--json").json
     assert told["fits"]
