@@ -22,7 +22,7 @@ demo: $(VENV)/engine
 
 test: $(VENV)/test
 	@echo "== running the tests, in two processes of one thread each"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist worksteal
 
 test-all: $(VENV)/test-all
 	@echo "== running all tests, also the long ones"

@@ -100,6 +100,7 @@ def test_blocks_are_streamed_when_nothing_less_makes_it_fit():
     assert not on("RTX 4090", "wan2.1-t2v-14b", "off", width=832, height=480)[0].fits
 
 
+@pytest.mark.slow
 def test_who_has_switched_streaming_off_is_told_that_it_would_do():
     made, config = on("RTX 4090", "wan2.1-t2v-14b", "off", width=832, height=480)
     assert nearest.nearest(made, config)[0] == "with block streaming 81 frames at 832x480 fit"

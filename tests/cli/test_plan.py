@@ -32,6 +32,7 @@ def test_takes_multiply(broll):
     assert broll("plan", *MODEL, "--takes", 4, "--json").json["seconds"] == pytest.approx(4 * one, abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_published_model_is_planned_for_a_card_though_neither_is_here(broll, monkeypatch):
     words = ("plan", "--model", "Wan2.1-I2V-14B-720P", "--device", "rtx 4090", "--frames", 81)
     assert "switched on: block streaming" in broll(*words).out

@@ -295,7 +295,9 @@ print(status("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-@pytest.mark.parametrize(("form", "low"), [("bf16", "float32"), ("single", "float32")])
+@pytest.mark.parametrize(
+    ("form", "low"), [("bf16", "float32"), pytest.param("single", "float32", marks=pytest.mark.slow)]
+)
 def test_a_streamed_model_takes_about_two_blocks(form, low, tmp_path, monkeypatch):
     """All pages of the process count, those of mapped files too."""
     small = files.transformer_file(tmp_path / "small", form)

@@ -132,7 +132,12 @@ print(status("VmHWM") - before, sum(tensor.nbytes for tensor in held))
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 @pytest.mark.parametrize(
     ("form", "low"),
-    [("bf16", "bfloat16"), ("gguf-Q8_0", "bfloat16"), ("official", "bfloat16"), ("bf16", "float32")],
+    [
+        ("bf16", "bfloat16"),
+        ("bf16", "float32"),
+        pytest.param("gguf-Q8_0", "bfloat16", marks=pytest.mark.slow),
+        pytest.param("official", "bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_loading_takes_little_more_memory_than_what_is_kept(form, low, tmp_path, monkeypatch):
     """All pages of the process count, those of the mapped file too: kept as it is, cast down, cast up."""
