@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from broll.prompts import film, layout, negative, slots, suggestions, titles, words
-from broll.prompts.findings import Context, Edit, Finding
+from broll.prompts.findings import Context, Edit, Finding, Span
 from broll.prompts.lexicon import Term
 from broll.prompts.negative import Negative
 from broll.prompts.rules.rule import removal
@@ -27,6 +27,7 @@ from broll.prompts.slots import Slots
 from broll.prompts.suggestions import Addition
 
 ROUNDS = 6
+MACRO = re.compile(r"(?i)(\bmacro\b[\s-]*)")
 
 Repair = Callable[[Slots, Context], Iterator[tuple["Change", Edit]]]
 
@@ -121,6 +122,7 @@ def _round(draft: _Draft, context: Context, without: frozenset[str]) -> _Draft:
     if context.guidance > 1:
         draft = _dropped(draft, context, _excluded)
     draft = _dropped(draft, context, _second_moves)
+    draft = _replaced(draft, context, _macro_close_up)
     draft = _dropped(draft, context, _second_shots)
     if slots.parse(draft.text).language != "en":
         return draft
@@ -187,6 +189,29 @@ def _second_moves(parsed: Slots, _context: Context) -> Iterator[tuple[Change, Ed
     for term in others:
         assert kept is not None
         yield _without(parsed, term, f'one camera move: "{kept.text}" stays')
+
+
+def _macro_close_up(parsed: Slots, _context: Context) -> Iterator[tuple[Change, Edit]]:
+    """One size of shot that is said in two places, "close-up. macro.", becomes one, "macro close-up."."""
+    said = {term.name: term for term in parsed.of("shot")}
+    if said.keys() != film.NEAR:
+        return
+    near, word = said["close-up"], MACRO.search(parsed.text, said["macro"].span.start, said["macro"].span.end)
+    rest = said["macro"].text[len(word.group()) :].casefold() if word else "view"
+    if word is None or not (rest == "" or rest.startswith("slo")):  # "macro shot of a bee" stays; the other one goes
+        return
+    alone = rest == ""
+    gone = removal(parsed.text, Span(*word.span())) if alone else Edit(Span(*word.span(1)), "")
+    there = Edit(Span(near.span.start, near.span.start), "macro ")
+    first, second = sorted((gone, there), key=lambda edit: edit.span.start)
+    between = parsed.text[first.span.end : second.span.start]
+    edit = Edit(Span(first.span.start, second.span.end), f"{first.text}{between}{second.text}")
+    yield (
+        Change(
+            f"{near.text} ... {word.group().strip()}", f"macro {near.text}", "one size of shot, said once"
+        ),
+        edit,
+    )
 
 
 def _second_shots(parsed: Slots, _context: Context) -> Iterator[tuple[Change, Edit]]:

@@ -125,6 +125,25 @@ def test_one_camera_move_stays_and_the_other_is_listed():
     assert "farmhouse" in made.prompt and any("zoom" in change.text for change in made.dropped)
 
 
+@pytest.mark.parametrize(
+    ("typed", "wanted"),
+    [
+        ("big purple plums rotating. close-up. macro.", "Macro close-up."),
+        ("Macro slo-mo. A cropped closeup of coffee beans falling", "macro closeup of coffee beans"),
+    ],
+)
+def test_a_macro_and_a_close_up_are_one_size_and_no_word_is_lost(typed, wanted):
+    made = rewrite(typed)
+    assert wanted in made.prompt and made.dropped == () and lost(made) == ()
+    assert {term.name for term in slots.parse(made.prompt).of("shot")} == {"macro"}
+
+
+def test_a_macro_shot_of_something_stays_and_the_close_up_beside_it_goes():
+    made = rewrite("macro shot of a bee, close-up, wings trembling")
+    assert "acro shot of a bee" in made.prompt and "close-up" not in made.prompt
+    assert [change.text for change in made.dropped] == ["close-up"]
+
+
 def test_a_film_word_spelt_wrong_is_corrected():
     made = rewrite("doly in on a birthday cake")
     assert "doly" not in made.prompt and "birthday cake" in made.prompt and lost(made) == ()
