@@ -1,12 +1,14 @@
-"""Time saved against distance to the exact clip, for each `--quality`: `python -m benchmarks.levers [--json FILE]`.
+"""Time saved against distance to the exact clip, for each lossy lever: `python -m benchmarks.levers [--json FILE]`.
 
-The same prompts and seeds at every quality, in one process, in turn; seconds are those of text and denoising,
-which is all that a quality changes. PSNR and SSIM (11 x 11 Gaussian, luma) compare every frame with that of `best`.
+The same prompts and seeds with every lever (`--quality`, `--sparsity`), in one process, in turn; seconds are those of
+text and denoising, which is all that they change. `steps` are those computed, `pairs` the share of self-attention's.
+PSNR and SSIM (11 x 11 Gaussian, luma) compare every frame with that of the exact clip.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from broll import catalog, clips, wiring
-from broll.engine import pipeline, step_cache
+from broll.engine import pipeline, sparse, step_cache
 from broll.engine.load import Parts
 from broll.engine.pipeline import Frames
 from broll.engine.sampler import Step
@@ -29,7 +31,12 @@ PROMPTS = (
     "a city street at night in the rain, camera pans left slowly",
     "snow falling in a pine forest, static shot, overcast morning",
 )
-QUALITIES = ("best", *step_cache.QUALITY)
+EXACT = "exact"
+LEVERS: Mapping[str, Mapping[str, Any]] = {  # fields of the spec; the exact clip comes first
+    EXACT: {},
+    **{f"quality {name}": {"quality": name} for name in step_cache.QUALITY},
+    **{f"sparsity {value:g}": {"sparsity": value} for value in (0.3, 0.5, 0.7)},
+}
 Pictures = NDArray[np.uint8]  # f h w 3
 
 
@@ -83,22 +90,23 @@ def main() -> None:
     model = catalog.find(settings, args.model)
     config = wiring.describe(model)
     parts = wiring.load(model, config)
-    seen: dict[str, list[dict[str, float]]] = {quality: [] for quality in QUALITIES}
+    seen: dict[str, list[dict[str, float]]] = {lever: [] for lever in LEVERS}
     exact: Pictures = np.zeros(0, np.uint8)
-    for (number, prompt), quality in product(enumerate(PROMPTS[: args.prompts], 1), QUALITIES):
+    for (number, prompt), lever in product(enumerate(PROMPTS[: args.prompts], 1), LEVERS):
         given = {"prompt": prompt, "seed": number, "frames": args.frames, "steps": args.steps}
-        spec = pipeline.resolve(parse(model=model.name, quality=quality, **given), config)
+        spec = pipeline.resolve(parse(model=model.name, **given, **LEVERS[lever]), config)
         seconds, frames = make(spec, parts)
-        exact = frames if quality == "best" else exact
+        exact = frames if lever == EXACT else exact
         row = {"seconds": seconds, "psnr": psnr(frames, exact), "ssim": ssim(frames, exact)}
-        seen[quality].append(row | {"computed": step_cache.computed(spec, config)})
-    rows = {quality: {key: fmean(r[key] for r in runs) for key in runs[0]} for quality, runs in seen.items()}
-    print(f"{'quality':10}{'computed':>9}{'seconds':>9}{'saved':>8}{'PSNR':>8}{'SSIM':>8}")
-    for quality, row in rows.items():
-        saved = 1 - row["seconds"] / rows["best"]["seconds"]
+        row |= {"steps": step_cache.computed(spec, config), "pairs": sparse.share(spec, config)}
+        seen[lever].append(row)
+    rows = {lever: {key: fmean(r[key] for r in runs) for key in runs[0]} for lever, runs in seen.items()}
+    print(f"{'':18}{'steps':>6}{'pairs':>7}{'seconds':>9}{'saved':>7}{'PSNR':>7}{'SSIM':>7}")
+    for lever, row in rows.items():
+        saved = 1 - row["seconds"] / rows[EXACT]["seconds"]
         print(
-            f"{quality:10}{row['computed']:>9.0f}{row['seconds']:>9.2f}{saved:>8.0%}"
-            f"{row['psnr']:>8.1f}{row['ssim']:>8.3f}"
+            f"{lever:18}{row['steps']:>6.0f}{row['pairs']:>7.0%}{row['seconds']:>9.2f}{saved:>7.0%}"
+            f"{row['psnr']:>7.1f}{row['ssim']:>7.3f}"
         )
     if args.json:
         args.json.write_text(json.dumps(seen, indent=1))

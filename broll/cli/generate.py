@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broll.cli.options import Frames, Model, Seconds, Size
 from broll.cli.output import duration, gigabytes, say
 from broll.cli.stop import Stop, Stopped, stoppable
 from broll.cli.watch import Watch
@@ -41,12 +42,10 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(help="What the clip shows and how the camera moves.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model's name, or its folder. Without it, the best one here.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, such as 832x480.", metavar="WxH")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length, to the nearest possible.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Length in frames, 4k+1: 17, 33, 49, 81 ...")] = None,
+    model: Model = None,
+    size: Size = None,
+    seconds: Seconds = None,
+    frames: Frames = None,
     negative: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
     image: Annotated[Path | None, typer.Option(help="The picture to start from.")] = None,
     last_image: Annotated[Path | None, typer.Option(help="The picture to end with.")] = None,

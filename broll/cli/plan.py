@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from broll.cli.options import Frames, Model, Seconds, Size
 from broll.cli.output import duration, gigabytes
 
 if TYPE_CHECKING:
@@ -17,12 +18,10 @@ def plan(
     prompt: Annotated[
         str | None, typer.Argument(help="What the clip shows; its length counts for the text encoder.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A model's name, or its folder. Without it, the best one here.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, such as 832x480.", metavar="WxH")] = None,
-    seconds: Annotated[float | None, typer.Option(help="Length, to the nearest possible.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Length in frames, 4k+1.")] = None,
+    model: Model = None,
+    size: Size = None,
+    seconds: Seconds = None,
+    frames: Frames = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="1 is off, and half the work.")] = None,
     takes: Annotated[int | None, typer.Option(help="So many seeds.")] = None,

@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from broll.prompts import film, layout, negative, slots, suggestions, titles, words
-from broll.prompts.findings import Context, Edit, Finding, Span
+from broll.prompts.findings import Context, Edit, Finding
 from broll.prompts.lexicon import Term
 from broll.prompts.negative import Negative
 from broll.prompts.rules.rule import removal
 from broll.prompts.slots import Slots
 from broll.prompts.suggestions import Addition
+from broll.prompts.words import Span
 
 ROUNDS = 6
 MACRO = re.compile(r"(?i)(\bmacro\b[\s-]*)")
@@ -198,7 +199,9 @@ def _macro_close_up(parsed: Slots, _context: Context) -> Iterator[tuple[Change, 
         return
     near, word = said["close-up"], MACRO.search(parsed.text, said["macro"].span.start, said["macro"].span.end)
     rest = said["macro"].text[len(word.group()) :].casefold() if word else "view"
-    if word is None or not (rest == "" or rest.startswith("slo")):  # "macro shot of a bee" stays; the other one goes
+    if word is None or not (
+        rest == "" or rest.startswith("slo")
+    ):  # "macro shot of a bee" stays; the other one goes
         return
     alone = rest == ""
     gone = removal(parsed.text, Span(*word.span())) if alone else Edit(Span(*word.span(1)), "")
