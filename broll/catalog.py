@@ -27,11 +27,15 @@ BEST: dict[str, tuple[str, ...]] = {
         "wan2.1-t2v-1.3b",
         NANO,
     ),  # 14b goes before them where there is a GPU, and last where there is none
-    "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"),
+    "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p", NANO),
     "flf2v": ("wan2.1-flf2v-14b",),
     "vace": ("wan2.1-vace-1.3b", "wan2.1-vace-14b"),
 }
 LARGEST = "wan2.1-t2v-14b"
+# Which models can make a clip from what is given; VACE that is given nothing to follow makes it from text, and comes last.
+ABLE: dict[Task, tuple[Task, ...]] = {
+    "t2v": ("t2v", "ti2v", "vace"), "i2v": ("i2v", "ti2v"), "flf2v": ("flf2v",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,22 @@ def read_numbers(folder: Path) -> dict[str, Any] | None:
         return {} if diffusers else None
     if not isinstance(numbers, dict):
         return None
+    numbers |= own_task(folder)
     return numbers if diffusers or numbers.get("model_type") in get_args(Task) else None
 
 
+def own_task(folder: Path) -> dict[str, Any]:
+    """What a model of ours says of itself in broll.json, where its numbers alone do not tell."""
+    try:
+        said = json.loads((folder / "broll.json").read_text()).get("task")
+    except (OSError, ValueError, AttributeError):
+        return {}
+    return {"task": said} if said in get_args(Task) else {}
+
+
 def task_of(numbers: dict[str, Any]) -> Task | None:
+    if "task" in numbers:
+        return numbers["task"]
     if "num_attention_heads" not in numbers:
         return numbers.get("model_type")
     if numbers.get("vace_layers"):
@@ -101,7 +117,7 @@ def installed(settings: Settings) -> dict[str, Installed]:
             found.setdefault(name, Installed(name, folder, task_of(numbers)))
     nano = embedded_nano()
     if nano is not None:
-        found.setdefault(NANO, Installed(NANO, nano, "t2v"))
+        found.setdefault(NANO, at(nano))
     return found
 
 
@@ -143,9 +159,8 @@ def at(folder: Path) -> Installed:
 def best(settings: Settings, task: Task) -> Installed:
     """The best model present for a task."""
     all_here = installed(settings)
-    here = {name: model for name, model in all_here.items() if model.task == task}
-    if task == "t2v" and not here:  # VACE that is given nothing to follow makes clips from text
-        here = {name: model for name, model in all_here.items() if model.task == "vace"}
+    able = {name: model for name, model in all_here.items() if model.task in ABLE[task]}
+    here = {name: model for name, model in able.items() if model.task != "vace"} or able
     order = [name for name in (*BEST[task], *BEST["vace"]) if name in here]
     order += [name for name in here if name not in order and name != LARGEST]
     if LARGEST in here:

@@ -14,7 +14,7 @@ from typing import Literal
 from broll.engine.config import ModelConfig
 from broll.errors import BadOption, BadPrompt
 from broll.prompts import coach, language_model, negative, slots
-from broll.prompts.findings import Context
+from broll.prompts.findings import Context, Task
 from broll.prompts.language_model import Endpoint
 from broll.prompts.report import Report, checked, rewritten
 from broll.prompts.rewriter import Rewrite
@@ -41,12 +41,19 @@ def context(
     own = config.defaults
     width, height = spec.width or own.size[0], spec.height or own.size[1]
     return Context(
-        task="t2v" if config.task == "vace" else config.task,
+        task=kind(config, spec),
         seconds=(spec.frames or own.frames) / (spec.fps or own.fps), width=width, height=height,
         guidance=own.guidance if spec.guidance is None else spec.guidance, steps=spec.steps or own.steps,
         base_negative=own.negative_prompt, negative=spec.negative_prompt,
         small=config.transformer.dim < 3000, use=use, style=style, blocklist=tuple(settings.blocklist),
     )  # fmt: skip
+
+
+def kind(config: ModelConfig, spec: VideoSpec) -> Task:
+    """What this clip is made from, where its model leaves a choice."""
+    if config.task == "ti2v":
+        return "t2v" if spec.image is None else "i2v"
+    return "t2v" if config.task == "vace" else config.task
 
 
 def refuse_blocked(prompt: str, known: Context) -> None:

@@ -1,7 +1,8 @@
 """LoRAs by name: which are on this machine, what they want, and on a model for one clip.
 
-They lie in `settings.models / "loras"`: NAME.safetensors, or a folder NAME as PEFT writes it. The command line also
-takes a path. A spec holds name, digest, weight and steps; a clip is repeated only with a file of that digest.
+They lie in `settings.models / "loras"`: NAME.safetensors, or a folder NAME as PEFT writes it; and a model may bring
+some of its own, in a folder `loras` beside its weights. The command line also takes a path. A spec holds name, digest,
+weight and steps; a clip is repeated only with a file of that digest.
 
 Beside the model or merged into it is not the spec's business, but that of who runs it.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broll import wiring
+from broll import catalog, wiring
 from broll.catalog import Installed
 from broll.engine.config import ModelConfig
 from broll.errors import BadOption, ModelMissing
@@ -59,13 +60,33 @@ def parse(text: str) -> Asked:
 
 
 def installed(settings: Settings) -> dict[str, Path]:
-    """Every LoRA in the folder, by name."""
+    """Every LoRA on this machine, by name; those of the user before those that come with a model."""
+    found: dict[str, Path] = {}
+    for model in catalog.installed(settings).values():
+        found |= within(model.folder / FOLDER)
+    return found | within(settings.models / FOLDER)
+
+
+def within(folder: Path) -> dict[str, Path]:
     try:
-        entries = sorted((settings.models / FOLDER).iterdir())
+        entries = sorted(folder.iterdir())
     except OSError:
         return {}
     files = {path.stem: path for path in entries if path.suffix == ".safetensors" and path.is_file()}
     return {path.name: path for path in entries if path.is_dir()} | files
+
+
+def student(spec: VideoSpec, settings: Settings) -> tuple[LoraUse, ...]:
+    """What quality draft puts on a model that brings a student of its own, unless the clip says how many steps."""
+    if (
+        spec.quality != "draft"
+        or spec.loras
+        or spec.steps is not None
+        or spec.model not in catalog.installed(settings)
+    ):
+        return ()
+    own = within(catalog.find(settings, spec.model).folder / FOLDER)
+    return wanted(settings, [Asked(name) for name in own if name == f"{spec.model}-student"])[0]
 
 
 def find(settings: Settings, name: str, *, paths: bool = False) -> Path:
@@ -132,7 +153,8 @@ def recommended(spec: VideoSpec, settings: Settings, places: Mapping[str, Path])
 
 
 def fitted(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> tuple[VideoSpec, str]:
-    """The spec with what its LoRAs want where it says nothing, and what to tell of it."""
+    """The spec with what its LoRAs want where it says nothing, and what to tell of it; draft brings a student."""
+    spec = spec.model_copy(update={"loras": spec.loras or student(spec, settings)})
     known = recommended(spec, settings, places) if spec.loras else None
     if known is None:
         return spec, ""

@@ -127,9 +127,7 @@ class Planner:
         task: Task = "flf2v" if "last_image" in given else "i2v" if "image" in given else "t2v"
         if not self._settings.offer:
             return catalog.best(self._settings, task).name
-        able = [name for name in self.names() if self.config(name).task == task]
-        if task == "t2v":  # VACE with nothing to follow comes last
-            able += [name for name in self.names() if self.config(name).task == "vace"]
+        able = [n for kind in catalog.ABLE[task] for n in self.names() if self.config(n).task == kind]
         if not able:
             raise ModelMissing(f"no model here makes this kind of clip ({task})")
         return able[0]

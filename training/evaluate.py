@@ -1,199 +1,188 @@
 """Does nano do what it is told? `python -m training.evaluate` generates, measures, and writes nano/REPORT.md.
 
-Prompts come from the caption grammar with seeds that training never used, each camera move equally often; a prompt
-that leaves the light out is not judged on light. The measures (training/measures.py) have never seen a
-generated clip, and are themselves tested first, on held-out renders after the autoencoder's round trip.
+Prompts come from the caption grammar with seeds that training never used, a third of them in words that it never used,
+each camera move equally often; a prompt that leaves a label out is not judged on it. The measures (training/measures.py)
+have never seen a generated clip, and are themselves tested first, on held-out renders after the autoencoder's round trip.
 """
 
 import argparse
 import json
 import random
-import re
-import time
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from PIL import Image
-from safetensors import safe_open
+from torch import Tensor
 
-from broll.engine import pipeline
+from broll.engine import attention
 from broll.engine.load import Parts, load
-from broll.engine.pipeline import Frames
-from broll.media.sheets import contact_sheet
-from broll.spec import parse
-from training import measures, run
-from training.captions import ARTICLE, LIGHT_WORDS, PAIR_WORDS, caption
-from training.export import MODEL
-from training.render import to_float, to_uint8
-from training.scenes import CAMERAS, Scene, render, sample
+from broll.engine.shapes import Grid, latent_grid
+from training import measures, quality, run
+from training.camera import CAMERAS, STEADY
+from training.captions import describe
+from training.export import MODEL, student
+from training.measures import decoded, in_processes
+from training.report import Judged, write
+from training.sampling import encode, noise, sample
+from training.scenes import Scene
+from training.scenes import sample as draw
 
-BARS = {"camera": 0.80, "light": 0.90, "scene": 0.80, "measures": 0.98}
-REPORT = run.ROOT / "nano" / "REPORT.md"
-SHEETS = run.ROOT / "docs" / "images"
-SHOWN = (  # on the README's sheet: the article's own prompts, and three more
-    *ARTICLE,
-    "city skyline at night, camera pans left",
-    "zoom in on a bottle on a table, warm orange light",
-    "tracking shot of sand dunes, clear blue sky",
-)
+BATCH = {"cuda": 40, "cpu": 1}
 
 
 @dataclass(frozen=True)
-class Judged:
+class Asked:
+    scene: Scene
     prompt: str
-    asked: dict[str, str]  # camera, scene, and light if the prompt names one
-    measured: dict[str, str]
-    seconds: float
-    strip: Image.Image
+    names: frozenset[str]
+    unseen: bool  # in words that training never used
 
-    def followed(self, key: str) -> bool:
-        return self.asked[key] == self.measured[key]
-
-
-def prompts(count: int, seed: int) -> list[tuple[Scene, str]]:
-    """Scenes and captions, camera moves in turn."""
-    rng = random.Random(f"evaluate/{seed}")
-    drawn: list[tuple[Scene, str]] = []
-    while len(drawn) < count:
-        scene = sample(rng)
-        if scene.camera == CAMERAS[len(drawn) % len(CAMERAS)]:
-            drawn.append((scene, caption(scene, rng)))
-    return drawn
+    def labels(self) -> dict[str, str]:
+        """What the prompt asks for, of what is measured. Silence about the camera means that it stands still."""
+        named = {
+            k: getattr(self.scene, k)
+            for k in ("camera", "scene", "speed", "light", "style")
+            if k in self.names
+        }
+        if self.scene.camera in STEADY:
+            named.pop("speed", None)
+        return named | ({"camera": "static"} if self.scene.camera == "static" else {})
 
 
-def plain(text: str) -> str:
-    return re.sub(r"[^a-z ]", "", text.lower())
+@dataclass
+class Run:
+    """The clips of one way to make them."""
+
+    name: str
+    judged: list[Judged] = field(default_factory=list)
+    extra: dict[str, float] = field(default_factory=dict)
 
 
-def asked(scene: Scene, prompt: str) -> dict[str, str]:
-    words = LIGHT_WORDS[scene.light] + PAIR_WORDS.get((scene.scene, scene.light), ())
-    named = any(plain(w) in plain(prompt) for w in words) or prompt in ARTICLE
-    return {"camera": scene.camera, "scene": scene.scene} | ({"light": scene.light} if named else {})
+def questions(count: int, seed: int) -> list[Asked]:
+    """Scenes and captions, camera moves in turn, every third in unseen words."""
+    rng, asked = random.Random(f"evaluate/{seed}"), []
+    for place in range(count):
+        scene = draw(rng, CAMERAS[place % len(CAMERAS)])
+        unseen = place // len(CAMERAS) % 3 == 2
+        caption = describe(scene, rng, unseen)
+        asked.append(Asked(scene, caption.text, caption.names, unseen))
+    return asked
 
 
-def make(parts: Parts, prompt: str, seed: int) -> torch.Tensor:
-    """One clip with nano's own defaults: [f, 3, h, w] uint8."""
-    spec = pipeline.resolve(parse(model="nano", prompt=prompt, seed=seed), parts.config)
-    frames = [e.frames for e in pipeline.generate(spec, parts) if isinstance(e, Frames)]
-    return to_uint8(torch.cat(frames, dim=1)).transpose(0, 1)
+class Maker:
+    """Makes clips in batches with nano's own defaults, by the teacher or the student."""
+
+    def __init__(self, parts: Parts, device: str) -> None:
+        self.parts, self.device, d = parts, device, parts.config.defaults
+        stride = parts.config.vae.spatial_stride
+        self.grid = latent_grid(Grid(d.frames, d.size[1], d.size[0]), stride)
+        self.how: dict[str, Any] = {"steps": d.steps, "guidance": d.guidance, "shift": d.shift}
+
+    def latents(self, prompts: list[str], seeds: list[int], first: Tensor | None = None) -> Tensor:
+        """[b, c, f, h, w] on the CPU; `first` [b, c, 1, h, w] are given."""
+        made, size = [], BATCH[self.device]
+        text, channels = self.parts.text, self.parts.config.transformer.out_dim
+        for start in range(0, len(prompts), size):
+            part = slice(start, start + size)
+            ids = [text.token_ids(p) for p in prompts[part]]  # type: ignore[union-attr]
+            empty = [text.token_ids("")] * len(ids)  # type: ignore[union-attr]
+            pair = encode(text, ids), encode(text, empty)  # type: ignore[arg-type]
+            x = noise(self.grid, channels, seeds[part], self.device)
+            given = None if first is None else first[part].to(self.device)
+            made.append(sample(self.parts.transformer, pair, x, first=given, **self.how).cpu())
+        return torch.cat(made)
+
+    def clips(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
+        return decoded(latents, self.parts.vae, self.device)
 
 
-def strip(clip: torch.Tensor, pictures: int = 5) -> Image.Image:
-    """Frames side by side, first to last."""
-    chosen = clip[torch.linspace(0, len(clip) - 1, pictures).round().long()]
-    return Image.fromarray(torch.cat(list(chosen), dim=2).permute(1, 2, 0).numpy())
+def judge(
+    maker: Maker, asked: list[Asked], latents: dict[str, Tensor], model: measures.Measures
+) -> list[Run]:
+    """Decode and measure the clips of each way to make them."""
+    flicker, strips = [], []
+
+    def watched() -> Any:
+        for clip in maker.clips(z for many in latents.values() for z in many):
+            flicker.append(quality.flicker(clip))
+            strips.append(quality.strip(clip))
+            yield clip
+
+    found = model.names(measures.stack(list(in_processes(watched()))))
+    runs = []
+    for place, name in enumerate(latents):
+        part = slice(place * len(asked), (place + 1) * len(asked))
+        rows = zip(asked, found[part], strips[part], strict=True)
+        judged = [Judged(q.prompt, q.unseen, q.labels(), named, picture) for q, named, picture in rows]
+        runs.append(Run(name, judged, {"flicker": sum(flicker[part]) / len(asked)}))
+    return runs
 
 
-def judge(parts: Parts, count: int, seed: int) -> list[Judged]:
-    model, results = measures.load(), []
-    for place, (scene, prompt) in enumerate(prompts(count, seed)):
-        begin = time.perf_counter()
-        clip = make(parts, prompt, seed=1000 + place)
-        seconds = time.perf_counter() - begin
-        results.append(Judged(prompt, asked(scene, prompt), model.name(clip), seconds, strip(clip)))
-        print(f"{place + 1}/{count} {prompt!r}: {results[-1].measured}", flush=True)
-    return results
+def from_pictures(maker: Maker, count: int, seed: int) -> float:
+    """Mean PSNR of the first frame of clips that were given a rendered one, in dB."""
+    rng, firsts, asked = random.Random(f"pictures/{seed}"), [], []
+    for _ in range(count):
+        scene = draw(rng)
+        firsts.append(quality.rendered(scene, maker.parts, frames=1))
+        asked.append(describe(scene, rng).text)
+    pictures = torch.stack(firsts).to(maker.device)
+    first = quality.encoded(maker.parts, pictures)
+    clips = maker.clips(maker.latents(asked, [2000 + i for i in range(count)], first))
+    pairs = zip(clips, firsts, strict=True)
+    return sum(quality.psnr(quality.to_video(clip)[:, :1], picture) for clip, picture in pairs) / count
 
 
-@torch.no_grad()
-def autoencoder_psnr(parts: Parts, clips: int, seed: int) -> float:
-    """Mean PSNR of fresh renders after the round trip, all 81 frames, in dB."""
-    rng, values = random.Random(f"psnr/{seed}"), []
-    for _ in range(clips):
-        x = to_float(to_uint8(render(sample(rng)))).transpose(0, 1)[None]
-        error = (parts.vae.decode(parts.vae.encode(x)) - x).square().mean()
-        values.append(float(-10 * (error / 4).log10()))
-    return sum(values) / len(values)
+def evaluate(
+    folder: Path, device: str, count: int, seed: int, file: Path = measures.FILE
+) -> tuple[list[Run], dict[str, float]]:
+    """What the model in this folder does, teacher first; measured by `file`."""
+    parts, model = load(folder, "nano", device=device), measures.load(file)
+    parts.transformer.use(attention.sdpa)
+    maker, asked = Maker(parts, device), questions(count, seed)
+    prompts, seeds, few = [a.prompt for a in asked], [1000 + i for i in range(count)], max(4, count // 8)
+    latents = {"teacher": maker.latents(prompts, seeds)}
+    facts = quality.autoencoder(parts, device, few, seed) | {"picture": from_pictures(maker, few, seed)}
+    several = maker.latents([p for p in prompts[:few] for _ in range(3)], [3000 + i for i in range(3 * few)])
+    facts["diversity"] = quality.diversity(several, 3)
+    if student(parts.transformer, folder):
+        maker.how |= {"steps": 4, "guidance": 1.0, "sampler": "euler", "grid": "distilled"}
+        latents["student"] = maker.latents(prompts, seeds)
+        facts["student's picture"] = from_pictures(maker, few, seed)
+    return judge(maker, asked, latents, model), facts
 
 
-def shares(results: list[Judged]) -> dict[str, tuple[int, int]]:
-    judged = {key: [r for r in results if key in r.asked] for key in ("camera", "light", "scene")}
-    return {key: (sum(r.followed(key) for r in rows), len(rows)) for key, rows in judged.items()}
-
-
-def table(rows: list[list[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def by_value(results: list[Judged], key: str) -> str:
-    rows = [[key, "followed", "taken for"]]
-    for value in sorted({r.asked[key] for r in results if key in r.asked}):
-        mine = [r for r in results if r.asked.get(key) == value]
-        wrong = sorted(r.measured[key] for r in mine if not r.followed(key))
-        rows.append([value, f"{len(mine) - len(wrong)}/{len(mine)}", ", ".join(wrong)])
-    return table(rows)
-
-
-def report(results: list[Judged], psnr: float, seed: int) -> str:
-    with safe_open(measures.FILE, framework="pt") as file:
-        own = {key: float(value) for key, value in file.metadata().items()}
-    rows = [["", "followed", "share", "bar", "the measure itself, on held-out renders"]]
-    for key, (good, of) in shares(results).items():
-        rows.append([key, f"{good}/{of}", f"{good / of:.0%}", f"{BARS[key]:.0%}", f"{own[key]:.1%}"])
-    seconds = sorted(r.seconds for r in results)[len(results) // 2]
-    listing = [["prompt", "camera", "light", "scene"]]
-    for r in results:
-        cells = [
-            "-" if key not in r.asked else "yes" if r.followed(key) else f"no: {r.measured[key]}"
-            for key in ("camera", "light", "scene")
-        ]
-        listing.append([r.prompt, *cells])
-    return "\n\n".join(
-        [
-            "# Does nano do what it is told?",
-            f"Written by `python -m training.evaluate --count {len(results)} --seed {seed}` from the committed "
-            "weights. Prompts and seeds that training never used; nano's default clip (5 s, 81 frames).",
-            table(rows),
-            f"Autoencoder, fresh renders there and back: {psnr:.1f} dB. "
-            f"Median time of a clip in this run: {seconds:.0f} s on {torch.get_num_threads()} threads.",
-            *(by_value(results, key) for key in ("camera", "light", "scene")),
-            "## Every prompt",
-            table(listing),
-        ]
-    )  # fmt: skip
-
-
-def sheets(parts: Parts, results: list[Judged]) -> None:
-    """The report's strips, and the README's sheet: the article's own prompts and a few more."""
-    SHEETS.mkdir(parents=True, exist_ok=True)
-    width, height = results[0].strip.size
-    some = results[:: max(1, len(results) // 18)][:18]
-    page = Image.new("RGB", (2 * width, height * ((len(some) + 1) // 2)))
-    for place, r in enumerate(some):
-        page.paste(r.strip, (width * (place % 2), height * (place // 2)))
-    page.save(SHEETS / "nano_report.jpg", quality=85)
-    rows = []
-    for prompt in SHOWN:
-        frames = list(make(parts, prompt, seed=1).permute(0, 2, 3, 1).numpy())
-        rows.append(contact_sheet(frames, columns=5, rows=1, title=prompt))
-    sheet = Image.new("RGB", (rows[0].width, sum(row.height for row in rows)), "white")
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(SHEETS / "sheet.jpg", quality=88)
+def report(
+    runs: list[Run],
+    facts: dict[str, float],
+    out: Path,
+    count: int,
+    seed: int,
+    device: str,
+    file: Path = measures.FILE,
+) -> dict[str, float]:
+    """Write nano/REPORT.md and its pictures under `out`."""
+    command = f"python -m training.evaluate --count {count} --seed {seed} --device {device}"
+    facts = facts | {f"{r.name}'s flicker": r.extra["flicker"] for r in runs}
+    return write(out, {r.name: r.judged for r in runs}, facts, command, file)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=72)
+    parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--out", type=Path, default=run.ROOT, help="folder of nano/REPORT.md and docs/images")
     parser.add_argument("--json", type=Path, help="also write the shares here")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    parts = load(args.model, "nano")
-    results = judge(parts, args.count, args.seed)
-    text = report(results, autoencoder_psnr(parts, 16, args.seed), args.seed)
-    REPORT.write_text(text + "\n")
-    sheets(parts, results)
-    found = {key: good / of for key, (good, of) in shares(results).items()}
+    runs, facts = evaluate(args.model, args.device, args.count, args.seed)
+    found = report(runs, facts, args.out, args.count, args.seed, args.device)
     if args.json:
-        args.json.write_text(json.dumps(found))
+        args.json.write_text(json.dumps(found, indent=1))
     print(json.dumps(found))
 
 

@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from broll.engine import weights
-from training import latents, run, text, transformer, vae
-from training.render import load_clip, to_float
+from broll.engine.transformer import Transformer
+from training import run, text, transformer, vae
+from training.clips import rendered
+from training.render import latents_path, load_clip, to_float
 
 MODEL = run.ROOT / "nano" / "broll_nano" / "model"
 
@@ -28,26 +30,27 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_weights(path: Path, state: dict[str, Tensor]) -> None:
+def write_weights(path: Path, state: dict[str, Tensor], notes: dict[str, str] | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {n: t.detach().to(torch.bfloat16).contiguous().clone() for n, t in state.items()},
         path,
-        {"format": "pt"},
+        {"format": "pt"} | (notes or {}),
     )
 
 
 def fit_preview(numbers: dict[str, Any], clips: int = 100) -> list[list[float]]:
     """[c + 1, 3]: RGB of each latent channel, and the bias. Of first and later latents alike."""
     folder = run.work_folder(numbers)
-    indices, z = latents.load_all(folder)
+    both = [i for i in rendered(folder) if latents_path(folder, i).exists()]
     rows, targets = [], []
-    for place, index in enumerate(indices[:clips]):
+    for index in both[:clips]:
+        z = torch.load(latents_path(folder, index), weights_only=True)[0].float()
         video = to_float(load_clip(folder, index)).transpose(0, 1)  # 3 f h w
-        small = F.adaptive_avg_pool3d(video[:, 1:], (z.shape[2] - 1, *z.shape[3:]))
-        first = F.adaptive_avg_pool3d(video[:, :1], (1, *z.shape[3:]))
+        small = F.adaptive_avg_pool3d(video[:, 1:], (z.shape[1] - 1, *z.shape[2:]))
+        first = F.adaptive_avg_pool3d(video[:, :1], (1, *z.shape[2:]))
         targets.append(torch.cat([first, small], dim=1).flatten(1).t())
-        rows.append(z[place].float().flatten(1).t())
+        rows.append(z.flatten(1).t())
     a = F.pad(torch.cat(rows), (0, 1), value=1.0)
     table = torch.linalg.lstsq(a, torch.cat(targets)).solution
     return [[round(float(v), 4) for v in row] for row in table]
@@ -82,6 +85,7 @@ def export(numbers: dict[str, Any], folder: Path) -> None:
     export_transformer(numbers, folder / "transformer")
     export_vae(numbers, folder / "vae")
     export_text(numbers, folder)
+    export_student(numbers, folder)
     size = [clip["width"], clip["height"]]
     write_json(
         folder / "broll.json",
@@ -92,6 +96,7 @@ def export(numbers: dict[str, Any], folder: Path) -> None:
                 "size": size, "max_area": size[0] * size[1], "frames": clip["frames"], "fps": clip["fps"],
                 **defaults,
             },
+            "task": "ti2v",
             "preview": fit_preview(numbers),
         },
     )  # fmt: skip
@@ -126,6 +131,35 @@ def export_transformer(numbers: dict[str, Any], folder: Path) -> None:
     names = weights.TRANSFORMER_TO_DIFFUSERS
     renamed = {weights.rename(name, names): tensor for name, tensor in state["average"].items()}
     write_weights(folder / "diffusion_pytorch_model.safetensors", renamed)
+
+
+STUDENT = "loras/nano-student.safetensors"
+
+
+def export_student(numbers: dict[str, Any], folder: Path) -> None:
+    """The student's LoRA, which says how it is sampled; nothing where none was taught."""
+    state = run.load(run.work_folder(numbers) / "student.pt")
+    if state is None:
+        return
+    pairs = state["adapters"].items()
+    downs = {f"diffusion_model.{name}.lora_A.weight": down for name, (down, _) in pairs}
+    ups = {f"diffusion_model.{name}.lora_B.weight": up for name, (_, up) in pairs}
+    how = {"steps": numbers["student"]["steps"], "guidance": 1.0, "shift": numbers["defaults"]["shift"]}
+    how |= {"sampler": "euler", "grid": "distilled", "source": "training/student.py"}
+    write_weights(folder / STUDENT, downs | ups, {f"broll.{key}": str(value) for key, value in how.items()})
+
+
+@torch.no_grad()
+def student(model: Transformer, folder: Path) -> bool:
+    """Turn a loaded model into its student; False where the folder has none."""
+    if not (folder / STUDENT).exists():
+        return False
+    state = load_file(folder / STUDENT)
+    for name in (key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")):
+        weight = model.get_parameter(name.removeprefix("diffusion_model.") + ".weight")
+        pair = [state[f"{name}.lora_{part}.weight"].to(weight) for part in ("B", "A")]
+        weight += pair[0] @ pair[1]
+    return True
 
 
 def export_vae(numbers: dict[str, Any], folder: Path) -> None:

@@ -1,48 +1,100 @@
 """Encode the rendered clips with the trained autoencoder: `python -m training.latents`.
 
-One file a clip, so that it can stop, go on, and run beside the renderer. The autoencoder is causal: the first
-k latents of a clip are the latents of its first 4k - 3 frames, so one encoding serves every length.
+One file a clip, of the clip and its mirror image, so that it can stop, go on, and run beside the renderer. The autoencoder
+is causal: the first k latents of a clip are the latents of its first 4k - 3 frames, so one encoding serves every length.
+An encoded clip's pixels are deleted, but for those that the measures need.
 """
 
 import argparse
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from broll.engine.vae import VAE
 from training import run, vae
-from training.render import load_clip, to_float
-
-
-def path(folder: Path, index: int) -> Path:
-    return folder / "latents" / f"{index:05d}.pt"
+from training.clips import rendered
+from training.render import clip_path, latents_path, load_clip, to_float
 
 
 @torch.no_grad()
-def encode_all(numbers: dict[str, Any], device: str = "cpu") -> None:
-    folder = run.work_folder(numbers)
-    (folder / "latents").mkdir(exist_ok=True)
-    model = vae.load(numbers).to(device)
+def encode(model: VAE, clips: Tensor) -> Tensor:
+    """[b, f, 3, h, w] uint8 to normalised latents [b, 2, c, f, h, w] of clips and mirror images, fp16."""
     mean, std = model._statistics()
-    for index in vae.rendered(folder):
-        if path(folder, index).exists():
-            continue
-        clip = to_float(load_clip(folder, index)).transpose(0, 1)[None].to(device)
-        with run.autocast(device):
-            mu, _ = model.moments(clip, {})
-        z = ((mu.float() - mean) / std)[0].half().cpu().contiguous()
-        torch.save(z, path(folder, index).with_suffix(".tmp"))
-        os.replace(path(folder, index).with_suffix(".tmp"), path(folder, index))
-        if index % 100 == 0:
-            print(f"latents of clip {index}", flush=True)
+    video = to_float(torch.stack([clips, clips.flip(4)], dim=1)).flatten(0, 1).transpose(1, 2)
+    with run.autocast(video.device.type):
+        mu, _ = model.moments(video, {})
+    return ((mu.float() - mean) / std).half().unflatten(0, (-1, 2))
 
 
-def load_all(folder: Path) -> tuple[list[int], Tensor]:
-    """Indices of the clips and their latents [clips, c, f, h, w], normalised, fp16."""
-    indices = sorted(int(p.stem) for p in (folder / "latents").glob("*.pt"))
-    return indices, torch.stack([torch.load(path(folder, i), weights_only=True) for i in indices])
+class Latents:
+    """All latents of a run, on a device. `grow` encodes what was rendered since."""
+
+    def __init__(self, numbers: dict[str, Any], device: str, model: VAE | None = None) -> None:
+        self.folder, self.device, self.model = run.work_folder(numbers), device, model
+        self.kept = numbers["measures"]["plain"] + numbers["measures"]["held_out"]
+        (self.folder / "latents").mkdir(exist_ok=True)
+        self.indices: list[int] = []
+        self._parts: list[Tensor] = []
+        self._known: set[int] = set()
+        self._readers = ThreadPoolExecutor(2)
+        self._reading: dict[int, Future[Tensor]] = {}
+        self.reload()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def pick(self, places: list[int], mirrored: list[bool], frames: int) -> Tensor:
+        """[b, c, frames, h, w] in fp32."""
+        chosen = [self._parts[p][int(m), :, :frames] for p, m in zip(places, mirrored, strict=True)]
+        return torch.stack(chosen).float()
+
+    def reload(self) -> None:
+        """Take in the files that another process has written."""
+        for path in sorted((self.folder / "latents").glob("*.pt")):
+            if int(path.stem) not in self._known:
+                self._take(int(path.stem), torch.load(path, weights_only=True).to(self.device))
+
+    def grow(self, at_most: int, *, wait: bool = True) -> int:
+        """Encode up to so many waiting clips, and say how many there were; without `wait`, of those already read."""
+        assert self.model is not None
+        for index in rendered(self.folder):
+            if len(self._reading) >= at_most:
+                break
+            if index not in self._known and index not in self._reading:
+                self._reading[index] = self._readers.submit(load_clip, self.folder, index)
+        ready = [i for i, clip in self._reading.items() if wait or clip.done()][:at_most]
+        for start in range(0, len(ready), 8):
+            part = ready[start : start + 8]
+            clips = torch.stack([self._reading.pop(i).result() for i in part]).to(self.device)
+            for index, z in zip(part, encode(self.model, clips), strict=True):
+                self._take(index, z)
+                save(self.folder, index, z)
+                if index >= self.kept:
+                    clip_path(self.folder, index).unlink()
+        return len(ready)
+
+    def _take(self, index: int, z: Tensor) -> None:
+        self._known.add(index)
+        self.indices.append(index)
+        self._parts.append(z)
+
+
+def save(folder: Path, index: int, z: Tensor) -> None:
+    path = latents_path(folder, index)
+    torch.save(z.cpu().contiguous().clone(), path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def encode_all(numbers: dict[str, Any], device: str = "cpu") -> None:
+    """Everything that is rendered."""
+    model = vae.load(numbers).to(device)
+    pool = Latents(numbers, device, model)
+    while pool.grow(64):
+        print(f"{len(pool)} clips encoded", flush=True)
 
 
 def main() -> None:

@@ -1,17 +1,22 @@
 """What a clip shows, measured: `python -m training.measures` trains the measures and tests them.
 
-    camera    DIS optical flow over a quarter second, ten times a clip, averaged on a 6 x 10 grid;
-              a small network names the move from these 120 numbers
-    light     mean colours on a 3 x 4 grid and their spread; a linear classifier
-    scene     a small convolutional network on three frames, one in three a second apart
+    camera, speed   DIS optical flow over a quarter second, ten times a clip: its mean and spread on a 6 x 10 grid, and
+                    the mean of each; small networks name the move, and its speed, from these 260 numbers
+    light           mean colours on a 3 x 4 grid and their spread; a linear classifier
+    scene, style    small convolutional networks on three frames, a third of the clip apart; the style's also has the flow
 
 They learn from the renderer's own labels, on renders and on renders that went through the autoencoder, and are
 tested on held-out ones after that round trip. They never see a generated clip.
 """
 
 import argparse
+import multiprocessing
+import os
 import random
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +27,45 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from training import latents, run, vae
-from training.render import load_clip, scene, to_uint8
-from training.scenes import CAMERAS, LIGHTS, SCENES
+from broll.engine.vae import VAE
+from training import run, vae
+from training.camera import CAMERAS, SPEEDS, STEADY
+from training.clips import rendered
+from training.render import latents_path, load_clip, scene, to_uint8
+from training.scenes import Scene
+from training.styles import STYLES
+from training.worlds import LIGHTS, WORLDS
 
 FILE = Path(__file__).parent / "measures.safetensors"
-TABLES = {"camera": CAMERAS, "light": LIGHTS, "scene": SCENES}
+TABLES = {"camera": CAMERAS, "speed": tuple(SPEEDS), "light": LIGHTS, "scene": tuple(WORLDS), "style": STYLES}
 REACH, PAIRS = 4, 10  # frames between the two pictures of a flow; flows a clip
+GRID = (6, 10)
+FLOWS = 2 * 2 * GRID[0] * GRID[1] + 2 * PAIRS
+SMALL = (60, 96)  # height and width of what the networks see
+
+
+@dataclass(frozen=True)
+class Features:
+    """What is measured of one clip; of many, with a first axis."""
+
+    camera: Tensor  # [260]
+    light: Tensor  # [41]
+    frames: Tensor  # [3, 3, 60, 96]
 
 
 def camera_features(clip: Tensor) -> Tensor:
-    """[f, 3, h, w] uint8 to mean flow [2, 6, 10] in pixels a frame, at 160 pixels of width."""
+    """[f, 3, h, w] uint8 to 260 numbers, pixels a frame at 160 pixels of width: mean, spread, and each flow's mean."""
     frames = clip.permute(0, 2, 3, 1).numpy()
     scale = 160 / frames.shape[2]
     size = (160, round(frames.shape[1] * scale))
-    gray = [cv2.resize(cv2.cvtColor(f, cv2.COLOR_RGB2GRAY), size) for f in frames]
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    starts = np.linspace(0, len(gray) - 1 - REACH, PAIRS).round().astype(int)
-    flows = np.mean([flow.calc(gray[i], gray[i + REACH], None) for i in starts], axis=0) / REACH
-    return F.adaptive_avg_pool2d(torch.from_numpy(flows).permute(2, 0, 1), (6, 10))
+    starts = np.linspace(0, len(frames) - 1 - REACH, PAIRS).round().astype(int)
+    needed = sorted({int(i) + step for i in starts for step in (0, REACH)})
+    gray = {i: cv2.resize(cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY), size) for i in needed}
+    flows = np.stack([flow.calc(gray[i], gray[i + REACH], None) for i in starts]) / REACH
+    grid = F.adaptive_avg_pool2d(torch.from_numpy(flows).permute(0, 3, 1, 2), GRID)
+    spread = grid.std(0, correction=0)
+    return torch.cat([grid.mean(0).flatten(), spread.flatten(), grid.mean((2, 3)).flatten()])
 
 
 def light_features(clip: Tensor) -> Tensor:
@@ -51,135 +76,191 @@ def light_features(clip: Tensor) -> Tensor:
     return torch.cat([grid.flatten(), some.std((0, 2, 3)), saturation.mean()[None], saturation.std()[None]])
 
 
-def scene_frames(clip: Tensor) -> Tensor:
-    """[f, 3, h, w] uint8 to three frames [3, 3, 48, 80] in [-1, 1]."""
+def features(clip: Tensor) -> Features:
+    """Of [f, 3, h, w] uint8."""
     some = clip[np.linspace(0, len(clip) - 1, 3).round().astype(int)].float() / 127.5 - 1
-    return F.interpolate(some, size=(48, 80), mode="area")
+    return Features(camera_features(clip), light_features(clip), F.interpolate(some, size=SMALL, mode="area"))
+
+
+def stack(many: list[Features]) -> Features:
+    return Features(*(torch.stack([getattr(f, key) for f in many]) for key in ("camera", "light", "frames")))
+
+
+def eyes(pooled: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in ((3, 16), (16, 32), (32, 48)):
+        layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.GELU()]
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d((3, 5)), nn.Flatten(), nn.Dropout(0.2), nn.Linear(720, pooled)
+    )
+
+
+def words(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, 96), nn.GELU(), nn.Dropout(0.15), nn.Linear(96, outputs))
 
 
 class Measures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.camera = nn.Sequential(
-            nn.BatchNorm1d(120), nn.Linear(120, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, len(CAMERAS))
-        )
+        self.flow = nn.BatchNorm1d(FLOWS)
+        self.camera, self.speed = words(FLOWS, len(CAMERAS)), words(FLOWS, len(SPEEDS))
         self.light = nn.Sequential(nn.BatchNorm1d(41), nn.Linear(41, len(LIGHTS)))
-        layers: list[nn.Module] = []
-        for a, b in ((3, 16), (16, 32), (32, 48)):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.GELU()]
-        layers += [nn.AdaptiveAvgPool2d((3, 5)), nn.Flatten(), nn.Dropout(0.2), nn.Linear(720, len(SCENES))]
-        self.scene = nn.Sequential(*layers)
+        self.scene, self.look = eyes(len(WORLDS)), eyes(32)
+        self.style = words(32 + FLOWS, len(STYLES))
 
-    def forward(self, camera: Tensor, light: Tensor, scenes: Tensor) -> dict[str, Tensor]:
-        """Logits of a batch: [b, 2, 6, 10], [b, 41], [b, 3, 3, 48, 80]."""
+    def forward(self, of: Features) -> dict[str, Tensor]:
+        """Logits of a batch, by label."""
+        flow, frames = self.flow(of.camera), of.frames.flatten(0, 1)
+        look = self.look(frames).unflatten(0, (-1, 3)).mean(1)
         return {
-            "camera": self.camera(camera.flatten(1)),
-            "light": self.light(light),
-            "scene": self.scene(scenes.flatten(0, 1)).unflatten(0, (-1, 3)).mean(1),
+            "camera": self.camera(flow),
+            "speed": self.speed(flow),
+            "light": self.light(of.light),
+            "scene": self.scene(frames).unflatten(0, (-1, 3)).mean(1),
+            "style": self.style(torch.cat([look, flow], dim=1)),
         }
 
     @torch.no_grad()
-    def name(self, clip: Tensor) -> dict[str, str]:
-        """camera, light and scene of one clip, [f, 3, h, w] uint8."""
-        parts = (camera_features(clip), light_features(clip), scene_frames(clip))
-        logits = self(*(part[None] for part in parts))
-        return {key: TABLES[key][int(value[0].argmax())] for key, value in logits.items()}
+    def names(self, of: Features) -> list[dict[str, str]]:
+        """All labels of a batch of clips."""
+        found = {key: value.argmax(1).tolist() for key, value in self(of).items()}
+        return [{key: TABLES[key][row[i]] for key, row in found.items()} for i in range(len(of.camera))]
+
+
+def targets(scenes: list[Scene]) -> dict[str, Tensor]:
+    """Places of the labels in their tables; -1 where there is none to tell: the speed of a camera that stands."""
+    found = {k: torch.tensor([t.index(getattr(s, k)) for s in scenes]) for k, t in TABLES.items()}
+    found["speed"][[s.camera in STEADY for s in scenes]] = -1
+    return found
 
 
 @dataclass(frozen=True)
 class Examples:
-    camera: Tensor
-    light: Tensor
-    scene: Tensor
+    features: Features
     labels: dict[str, Tensor]
 
     @classmethod
-    def of(cls, clips: Any, indices: list[int], seed: int) -> "Examples":
-        camera, light, frames = [], [], []
-        for clip in clips:
-            camera.append(camera_features(clip))
-            light.append(light_features(clip))
-            frames.append(scene_frames(clip))
-        scenes = [scene(i, seed) for i in indices]
-        labels = {k: torch.tensor([t.index(getattr(s, k)) for s in scenes]) for k, t in TABLES.items()}
-        return cls(torch.stack(camera), torch.stack(light), torch.stack(frames), labels)
+    def of(cls, clips: Iterable[Tensor], indices: list[int], seed: int) -> "Examples":
+        return cls(stack(list(in_processes(clips))), targets([scene(i, seed) for i in indices]))
+
+    def to(self, device: str) -> "Examples":
+        of = self.features
+        moved = Features(of.camera.to(device), of.light.to(device), of.frames.to(device))
+        return Examples(moved, {k: v.to(device) for k, v in self.labels.items()})
 
     def __add__(self, other: "Examples") -> "Examples":
         labels = {k: torch.cat([v, other.labels[k]]) for k, v in self.labels.items()}
-        pairs = ((self.camera, other.camera), (self.light, other.light), (self.scene, other.scene))
-        return Examples(*(torch.cat(pair) for pair in pairs), labels)
+        pairs = [
+            torch.cat([getattr(e.features, k) for e in (self, other)]) for k in ("camera", "light", "frames")
+        ]
+        return Examples(Features(*pairs), labels)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def in_processes(clips: Iterable[Tensor]) -> Iterator[Features]:
+    """Features of clips [f, 3, h, w] uint8, in order, on all cores."""
+    workers = len(os.sched_getaffinity(0))
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _one_thread) as pool:
+        waiting = []
+        for clip in clips:
+            waiting.append(pool.submit(_features, np.ascontiguousarray(clip.cpu().numpy())))
+            if len(waiting) > 4 * workers:  # no more clips in memory than that
+                yield unpack(waiting.pop(0).result())
+        yield from (unpack(future.result()) for future in waiting)
+
+
+def _features(clip: np.ndarray) -> list[np.ndarray]:
+    of = features(torch.from_numpy(clip))
+    return [part.numpy() for part in (of.camera, of.light, of.frames)]
+
+
+def unpack(parts: list[np.ndarray]) -> Features:
+    return Features(*map(torch.from_numpy, parts))
 
 
 @torch.no_grad()
-def round_trip(folder: Path, indices: list[int], model: Any) -> Any:
-    """Clips as the decoder gives them back, one by one."""
-    for i in indices:
-        z = torch.load(latents.path(folder, i), weights_only=True).float()
-        with run.autocast("cpu"):
-            yield to_uint8(model.decode(z[None])[0].float()).transpose(0, 1)
+def decoded(latents: Iterable[Tensor], model: VAE, device: str) -> Iterator[Tensor]:
+    """Clips [f, 3, h, w] uint8 on the CPU from latents [c, f, h, w]; several at once on a GPU."""
+    mean, std = model._statistics()
+    every = iter(latents)
+    while batch := list(islice(every, 1 if device == "cpu" else 8)):
+        with run.autocast(device):
+            video = model.pixels(torch.stack(batch).float().to(device) * std + mean, {})
+        yield from to_uint8(video.float().clamp(-1, 1)).transpose(1, 2).cpu()
 
 
 def accuracy(model: Measures, examples: Examples) -> dict[str, float]:
     model.eval()
     with torch.no_grad():
-        logits = model(examples.camera, examples.light, examples.scene)
-    return {k: float((v.argmax(1) == examples.labels[k]).float().mean()) for k, v in logits.items()}
+        logits = model(examples.features)
+    right = {k: (v.argmax(1) == examples.labels[k])[examples.labels[k] >= 0] for k, v in logits.items()}
+    return {k: float(v.float().mean()) for k, v in right.items()}
 
 
 def fit(model: Measures, examples: Examples, epochs: int = 60) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
-    count = len(examples.camera)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs * (count // 64 + 1))
+    of, count = examples.features, len(examples.features.camera)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (count // 64 + 1))
     for _ in range(epochs):
         model.train()
         for picked in torch.randperm(count).split(64):
-            camera = examples.camera[picked]
-            camera = camera * (1 + 0.1 * torch.randn(len(picked), 1, 1, 1)) + 0.03 * torch.randn_like(camera)
-            logits = model(camera, examples.light[picked], examples.scene[picked])
-            value = sum(F.cross_entropy(v, examples.labels[k][picked]) for k, v in logits.items())
+            camera = of.camera[picked]
+            camera = camera * (1 + 0.1 * torch.randn_like(camera[:, :1])) + 0.03 * torch.randn_like(camera)
+            logits = model(Features(camera, of.light[picked], of.frames[picked]))
+            labels = {k: v[picked] for k, v in examples.labels.items()}
+            value = sum(F.cross_entropy(v, labels[k], ignore_index=-1) for k, v in logits.items())
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            value.backward()  # type: ignore[union-attr]
             optimizer.step()
             schedule.step()
 
 
-def train(numbers: dict[str, Any], through: int, held_out: int) -> None:
-    """`through`: clips that also teach after the autoencoder; `held_out`: clips that only test."""
+def train(numbers: dict[str, Any], device: str = "cpu", file: Path = FILE) -> None:
     torch.manual_seed(numbers["seed"])
-    folder, seed = run.work_folder(numbers), numbers["seed"]
-    indices = vae.rendered(folder)
-    encoded = [i for i in indices if latents.path(folder, i).exists()]
+    own, folder, seed = numbers["measures"], run.work_folder(numbers), numbers["seed"]
+    encoded = [i for i in rendered(folder) if latents_path(folder, i).exists()][
+        : own["plain"] + own["held_out"]
+    ]
     random.Random(seed).shuffle(encoded)
-    test, taught = encoded[:held_out], encoded[held_out : held_out + through]
-    plain = [i for i in indices if i not in set(test)]
-    model, decoder = Measures(), vae.load(numbers)
+    test, plain = encoded[: own["held_out"]], encoded[own["held_out"] : own["held_out"] + own["plain"]]
+    taught = plain[: own["through"]]
+    decoder = vae.load(numbers).to(device)
+
+    def through(indices: list[int]) -> Iterator[Tensor]:
+        latents = (torch.load(latents_path(folder, i), weights_only=True)[0] for i in indices)
+        return decoded(latents, decoder, device)
+
     examples = Examples.of((load_clip(folder, i) for i in plain), plain, seed)
-    examples = examples + Examples.of(round_trip(folder, taught, decoder), taught, seed)
-    fit(model, examples)
-    judged = Examples.of(round_trip(folder, test, decoder), test, seed)
-    model.eval()
-    save_file(model.state_dict(), FILE, {k: str(v) for k, v in accuracy(model, judged).items()})
-    run.Log(folder / "measures.jsonl")(
-        held_out=len(test), taught=len(examples.camera), **accuracy(model, judged)
-    )
+    examples = examples + Examples.of(through(taught), taught, seed)
+    judged = Examples.of(through(test), test, seed)
+    model = Measures().to(device)
+    fit(model, examples.to(device))
+    model.cpu()
+    found = accuracy(model, judged)
+    save_file(model.state_dict(), file, {k: str(v) for k, v in found.items()})
+    run.Log(folder / "measures.jsonl")(held_out=len(test), taught=len(examples.features.camera), **found)
 
 
-def load() -> Measures:
+def load(file: Path = FILE) -> Measures:
     model = Measures()
-    model.load_state_dict(load_file(FILE))
+    model.load_state_dict(load_file(file))
     return model.eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe")
-    parser.add_argument("--through", type=int, default=150)
-    parser.add_argument("--held-out", type=int, default=100)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=FILE)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    cv2.setNumThreads(args.threads)
-    train(run.recipe(args.recipe), args.through, args.held_out)
+    train(run.recipe(args.recipe), args.device, args.out)
 
 
 if __name__ == "__main__":

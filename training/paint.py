@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from training.camera import View
 
@@ -43,6 +44,11 @@ class Light:
         """Whether lamps, windows and stars shine."""
         return max(self.horizon) < 0.5
 
+    @property
+    def lamps(self) -> bool:
+        """Whether people have switched their lights on."""
+        return max(self.zenith) < 0.45
+
 
 LIGHTS: dict[str, Light] = {
     "noon": Light(
@@ -52,6 +58,10 @@ LIGHTS: dict[str, Light] = {
     "golden hour": Light(
         (0.36, 0.33, 0.58), (0.94, 0.52, 0.42), (1.0, 0.78, 0.42), (0.96, 0.62, 0.47),
         (1.0, 0.60, 0.50), (1.0, 0.90, 0.62), (0.86, 0.52, 0.36), 1.0, 0.75, 1.0, 0.13, 0.45,
+    ),
+    "dusk": Light(
+        (0.13, 0.12, 0.38), (0.36, 0.24, 0.55), (0.76, 0.46, 0.58), (0.46, 0.34, 0.56),
+        (0.44, 0.32, 0.56), (1.0, 0.80, 0.80), (0.46, 0.38, 0.66), 0.9, 0.25, 0.0, 0.02, 0.40,
     ),
     "night": Light(
         (0.02, 0.03, 0.11), (0.05, 0.09, 0.23), (0.12, 0.20, 0.38), (0.10, 0.17, 0.33),
@@ -79,6 +89,17 @@ def step(distance: torch.Tensor, width: torch.Tensor | float) -> torch.Tensor:
     return (distance / width + 0.5).clamp_(0, 1)
 
 
+def soften(img: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Gaussian blur of [3, F, H, W]; sigma in pixels."""
+    reach = max(1, round(2.5 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=img.device) / sigma) ** 2)
+    taps = taps / taps.sum()
+    flat = img.flatten(0, 1)[:, None]
+    flat = F.conv2d(F.pad(flat, (reach, reach, 0, 0), mode="replicate"), taps[None, None, None])
+    flat = F.conv2d(F.pad(flat, (0, 0, reach, reach), mode="replicate"), taps[None, None, :, None])
+    return flat[:, 0].unflatten(0, img.shape[:2]).contiguous()
+
+
 @dataclass
 class Patch:
     """One upright plane as seen through a rectangle of pixels."""
@@ -95,14 +116,32 @@ class Patch:
 class Canvas:
     """Frames in the making: img is [3, F, H, W] in 0 to 1."""
 
-    def __init__(self, view: View, light: Light, time: torch.Tensor, floor: float | None) -> None:
-        """`time` is [F] seconds; `floor` the reflectivity at y = 0, or None for no floor at all."""
+    def __init__(
+        self, view: View, light: Light, time: torch.Tensor, floor: float | None,
+        style: str = "plain", follow: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """`time` is [F] seconds; `floor` the reflectivity at y = 0, or None for no floor at all.
+
+        `follow` is [F] on the CPU: the x of the subject that a tracking camera keeps in frame; None for other cameras.
+        """
+        self.style, self.follow = style, follow
         self.view, self.light, self.floor = view, light, floor
         self.time = view.per_frame(time)
         self.frames = len(time)
         self.img = torch.empty(3, self.frames, *view.size, device=view.device)
         self.ripple: torch.Tensor | None = None
         self.eye = view.per_frame(view.pose["y"])
+
+    def focus(self) -> None:
+        """Call between background and subject: with shallow depth of field, what is painted so far goes soft."""
+        if self.style == "shallow":
+            self.img = soften(self.img, self.view.size[1] / 70)
+
+    def subject_x(self, speed: float, start: float = 0.0) -> torch.Tensor:
+        """[F] on the CPU: x of a thing that moves at `speed` (units a second), or that the camera tracks."""
+        if self.follow is not None:
+            return self.follow + start
+        return start + speed * (self.time[:, 0, 0].cpu() - 2.5)
 
     def lit(self, colour: RGB, depth: float = 0.0, reach: float = 150.0) -> RGB:
         """A surface colour under this light, fading into haze with depth."""
@@ -165,8 +204,8 @@ class Canvas:
             x, y = x + 0.25 * sway, (y + 0.5 * sway).abs_()
         return Patch(rows, columns, x, y, pixel, above * (1 - self.floor) + self.floor, turn)
 
-    def wall(self, z: float, top: float) -> Patch | None:
-        """The plane at depth z across the whole frame, as far up as `top`."""
+    def wall(self, z: float, top: float, low: float | None = None) -> Patch | None:
+        """The plane at depth z across the whole frame, as far up as `top` and, if given, as far down as `low`."""
         view = self.view
         distance = z - view.pose["z"]
         side = distance[:, None] * torch.linspace(-1.2, 1.2, 9) * 1.2
@@ -178,15 +217,21 @@ class Canvas:
         if self.floor is not None:
             _, v, _ = view.project(x, torch.tensor(-STRETCH * top * (self.floor > 0)), torch.tensor(z))
             bottom = min(bottom, int(v.max().clamp(0, bottom)) + 3)
+        if low is not None:
+            _, v, _ = view.project(x, torch.tensor(low), torch.tensor(z))
+            bottom = min(bottom, int(v.max().clamp(0, bottom)) + 3)
         rows = slice(max(first, 0), bottom)
         if rows.start >= rows.stop:
             return None
         normal = torch.zeros_like(distance), torch.ones_like(distance)
         return self._cut(rows, slice(0, view.size[1]), normal, distance, -view.pose["x"])
 
-    def board(self, x: float, z: float, half: float, low: float, high: float) -> Patch | None:
-        """A plane through (x, z) that always faces the camera; its x = 0 is the axis."""
+    def board(
+        self, x: float | torch.Tensor, z: float | torch.Tensor, half: float, low: float, high: float
+    ) -> Patch | None:
+        """A plane through (x, z), each a number or [F], that always faces the camera; its x = 0 is the axis."""
         view = self.view
+        x, z = (torch.as_tensor(place).expand(self.frames) for place in (x, z))
         ahead, aside = z - view.pose["z"], x - view.pose["x"]
         distance = torch.sqrt(ahead**2 + aside**2)
         normal = aside / distance, ahead / distance
@@ -194,8 +239,8 @@ class Canvas:
         across = torch.tensor([-half, half, -half, half])
         bottom = -STRETCH * high if self.floor else low
         corner = torch.tensor([bottom, bottom, high, high])
-        wide_x = x + normal[1][:, None] * across
-        wide_z = z - normal[0][:, None] * across
+        wide_x = x[:, None] + normal[1][:, None] * across
+        wide_z = z[:, None] - normal[0][:, None] * across
         u, v, depth = view.project(wide_x, corner, wide_z)
         if float(depth.max()) < 0.1:
             return None
@@ -204,11 +249,25 @@ class Canvas:
             return None
         return self._cut(*window, normal, distance, torch.zeros_like(distance))
 
+    def panel(self, x: float | torch.Tensor, z: float, half: float, low: float, high: float) -> Patch | None:
+        """A piece of the wall at depth z round x, a number or [F]; its x = 0 is the middle of the piece."""
+        view = self.view
+        middle = torch.as_tensor(x).expand(self.frames)
+        across = middle[:, None] + torch.tensor([-half, half, -half, half])
+        corner = torch.tensor([low, low, high, high])
+        u, v, depth = view.project(across, corner, torch.tensor(z))
+        window = self._window(u, v)
+        if window is None or float(depth.max()) < 0.1:
+            return None
+        distance = z - view.pose["z"]
+        normal = torch.zeros_like(distance), torch.ones_like(distance)
+        return self._cut(*window, normal, distance, middle - view.pose["x"])
+
     def dot(
         self, u: torch.Tensor, v: torch.Tensor, radius: torch.Tensor,
         strength: float | torch.Tensor, colour: RGB, soft: bool = True,
     ) -> None:  # fmt: skip
-        """A glowing (soft) or solid disc at pixel (u, v) with a radius in pixels, each [F]."""
+        """A glowing (soft) or solid disc at pixel (u, v), radius in pixels, each [F]; nothing beyond its reach."""
         reach = radius * (2.2 if soft else 1.2)
         edges = torch.stack([u - reach, u + reach], 1), torch.stack([v - reach, v + reach], 1)
         window = self._window(*edges)
@@ -224,7 +283,8 @@ class Canvas:
         if isinstance(strength, torch.Tensor):
             strength = self.view.per_frame(strength)
         if soft:
-            self.glow(patch, torch.exp(-(du**2 + dv**2) / (size**2) * 1.2) * strength, colour)
+            fall = (torch.exp(-(du**2 + dv**2) / (size**2) * 1.2) - 0.003).clamp(min=0)
+            self.glow(patch, fall * strength, colour)
         else:
             self.blend(patch, step(size - (du**2 + dv**2).sqrt(), 1.3) * strength, colour)
 

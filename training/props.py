@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 
 import torch
 
 from training.paint import RGB, TAU, Canvas, chance, mix, step
 
 
-def waves(rng: random.Random, length: float, count: int = 3, peaks: float = 0.0):
+def waves(
+    rng: random.Random, length: float, count: int = 3, peaks: float = 0.0
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """A random height profile in about 0..1; `peaks` mixes sharp ridges into the sines."""
     terms = [
         (TAU / (length * rng.uniform(0.8, 1.25)) * 2.17**i, rng.uniform(0, TAU), 0.48**i)
@@ -23,12 +26,13 @@ def waves(rng: random.Random, length: float, count: int = 3, peaks: float = 0.0)
     total = sum(weight for _, _, weight in terms)
 
     def profile(x: torch.Tensor) -> torch.Tensor:
-        height = torch.zeros_like(x)
+        height = torch.full_like(x, 0.5 + peaks / 2)
         for k, phase, weight in terms:
-            wave = (x * k + phase).sin()
-            sharp = 1 - 2 * (wave.abs() if peaks else 0)
-            height += (wave * (1 - peaks) + sharp * peaks) * (weight / total / 2)
-        return height + 0.5
+            wave = (x * k).add_(phase).sin_()
+            height.add_(wave, alpha=(1 - peaks) * weight / total / 2)
+            if peaks:  # ridges: one less twice the rectified sine
+                height.sub_(wave.abs_(), alpha=peaks * weight / total)
+        return height
 
     return profile
 
@@ -107,7 +111,7 @@ def tower(
 
 def round_body(
     canvas: Canvas, x: float, z: float, low: float, high: float, radius, colours: tuple[RGB, RGB],
-    sun: float, bands=None, shine: float = 0.0,
+    sun: float | torch.Tensor, bands=None, shine: float = 0.0,
 ) -> None:  # fmt: skip
     """A body of revolution: radius(y) in world units, lit from azimuth `sun`.
 
@@ -172,8 +176,10 @@ def beam(canvas: Canvas, x: float, y: float, z: float, turn: float) -> None:
     canvas.glow(patch, strength, (1.0, 0.93, 0.70))
 
 
-def sailboat(canvas: Canvas, x: float, z: float, size: float, sail: RGB, hull: RGB, phase: float) -> None:
-    """Two triangular sails over a dark hull, rocking a little."""
+def sailboat(
+    canvas: Canvas, x: float | torch.Tensor, z: float, size: float, sail: RGB, hull: RGB, phase: float
+) -> None:
+    """Two triangular sails over a dark hull, rocking a little; x may be [F] of a boat under way."""
     patch = canvas.board(x, z, size * 0.6, 0.0, size * 1.1)
     if patch is None:
         return
@@ -189,6 +195,35 @@ def sailboat(canvas: Canvas, x: float, z: float, size: float, sail: RGB, hull: R
     canvas.blend(patch, step(body, edge), hull)
 
 
+def ferry(
+    canvas: Canvas,
+    x: float | torch.Tensor,
+    z: float,
+    size: float,
+    hull: RGB,
+    cabin: RGB,
+    pane: RGB,
+    phase: float,
+) -> None:
+    """A river boat: a hull with a stripe, a long cabin with large windows, a funnel; x may be [F]."""
+    patch = canvas.board(x, z, size * 0.6, 0.0, size * 0.42)
+    if patch is None:
+        return
+    heave = 0.006 * (canvas.time * 1.2 + phase).sin()
+    px, py = patch.x / size, patch.y / size - heave
+    edge = patch.pixel / size * 1.2
+    funnel = torch.minimum(0.045 - (px + 0.12).abs(), 0.37 - py)
+    canvas.blend(patch, step(funnel, edge), hull)
+    house = torch.minimum(torch.minimum(0.33 - (px + 0.04).abs(), py - 0.08), 0.27 - py)
+    canvas.blend(patch, step(house, edge), cabin, mix(cabin, hull, 0.4), (px * 1.5 + 0.3).clamp(0, 1))
+    column = (px + 0.04) / 0.11
+    column = (column - torch.floor(column) - 0.5).abs() * 0.11
+    window = torch.minimum(torch.minimum(0.034 - column, 0.042 - (py - 0.19).abs()), 0.30 - (px + 0.04).abs())
+    canvas.blend(patch, step(window, edge), pane)
+    body = torch.minimum(0.42 + 0.7 * py - px.abs(), 0.11 - py)
+    canvas.blend(patch, step(body, edge), hull, mix(hull, cabin, 0.7), step(py - 0.085, edge))
+
+
 def trunks(
     canvas: Canvas, z: float, gap: float, wide: float, top: float, a: RGB, b: RGB, salt: float
 ) -> None:
@@ -197,9 +232,11 @@ def trunks(
     if patch is None:
         return
     cell = torch.floor(patch.x / gap)
-    middle = (cell + 0.5 + 0.45 * (chance(cell, salt) - 0.5)) * gap
-    lean = (chance(cell, salt + 4.4) - 0.5) * 0.08
-    half = wide * (0.6 + 0.8 * chance(cell, salt + 2.2)) * (1 + 0.5 * torch.exp(patch.y * -1.6))
+    dice = chance(cell, salt)
+    other = torch.frac(dice * 37.0)  # as good as a second draw, and cheap
+    middle = (cell + 0.5 + 0.45 * (dice - 0.5)) * gap
+    lean = (other - 0.5) * 0.08
+    half = wide * (1.4 - 0.8 * other) * (1 + 0.5 * torch.exp(patch.y * -1.6))
     across = patch.x - middle - lean * patch.y
     alpha = step(half - across.abs(), patch.pixel)
     canvas.blend(patch, alpha, a, b, (0.5 + 0.6 * across / half).clamp(0, 1))
@@ -209,7 +246,7 @@ def crowns(
     canvas: Canvas, z: float, gap: float, base: float, top: float, a: RGB, b: RGB, salt: float
 ) -> None:
     """Round heads of foliage that close into a scalloped canopy above height `base`."""
-    patch = canvas.wall(z, top)
+    patch = canvas.wall(z, top, base - 0.55 * gap)
     if patch is None:
         return
     cell = torch.floor(patch.x / gap)

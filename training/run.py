@@ -73,8 +73,8 @@ class MovingAverage:
     def update(self, model: nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))  # forgets the start quickly
-        for name, parameter in model.named_parameters():
-            self.values[name].lerp_(parameter, 1 - decay)
+        parameters = [p.detach() for p in model.parameters()]
+        torch._foreach_lerp_(list(self.values.values()), parameters, 1 - decay)
 
 
 class Clock:

@@ -1,4 +1,4 @@
-"""Seven small worlds under four lights, filmed by nine camera moves: the training clips of nano.
+"""Small worlds in many lights, cameras and styles: the training clips of nano.
 
 A scene is only a handful of words and a seed; `render` turns it into a clip. Every shape is smooth
 and every edge soft, because a tiny model has to learn this through a 16x16x4 autoencoder.
@@ -7,23 +7,23 @@ and every edge soft, because a tiny model has to learn this through a 16x16x4 au
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from training.camera import CAMERAS, View, look, path
+from training.camera import CAMERAS, MOVES, STEADY, View, look, path
 from training.inland import KINDS
 from training.paint import LIGHTS as _LIGHTS
 from training.paint import Canvas
+from training.styles import STYLES, finish
+from training.worlds import LIGHTS as LIGHTS
 from training.worlds import WORLDS
 
-SCENES = ("lake", "lighthouse", "sea", "city", "desert", "forest", "product")
-LIGHTS = ("noon", "golden hour", "night", "overcast")
-ALLOWED = {
-    "orbit": ("lake", "lighthouse", "city", "product"),
-    "tracking": ("lake", "sea", "city", "desert", "forest"),
-}
-CHUNK = 27  # frames painted at once on a CPU, so that a layer stays in cache
+SCENES = tuple(WORLDS)
+ALLOWED = {camera: tuple(n for n, w in WORLDS.items() if camera in w.cameras) for camera in CAMERAS}
+CHUNK = 9  # frames painted at once on a CPU, so that a layer stays in cache
+HASTE = 9.0  # seconds that pass in a second of time-lapse
+SKIES = ("clouds", "lake", "city", "desert", "sea", "meadow", "storm")  # where time passing fast shows
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,37 @@ class Scene:
     light: str
     camera: str
     speed: str  # slow | normal | fast
-    move: str  # zoom | dolly for the two zoom cameras, else ""
+    move: str  # which of camera.MOVES, else ""
     seed: int
+    style: str = "plain"
 
 
 def sample(rng: random.Random, camera: str | None = None) -> Scene:
-    """Draw a clip: camera (unless it is given) and light uniform, scene uniform among those the camera allows."""
+    """Draw a clip: camera (unless it is given) uniform, then scene, light and style among those that suit it."""
     camera = camera or rng.choice(CAMERAS)
+    scene = rng.choice(ALLOWED[camera])
+    styles = [
+        s for s in STYLES if s != "timelapse" or (scene in SKIES and camera not in ("tracking", "handheld"))
+    ]
     return Scene(
-        scene=rng.choice(ALLOWED.get(camera, SCENES)),
-        light=rng.choice(LIGHTS),
+        scene=scene,
+        light=rng.choice(WORLDS[scene].lights),
         camera=camera,
-        speed="normal" if camera == "static" else rng.choice(("slow", "normal", "normal", "fast")),
-        move=rng.choice(("zoom", "dolly")) if camera.startswith("zoom") else "",
+        speed="normal" if camera in STEADY else rng.choice(("slow", "normal", "normal", "fast")),
+        move=rng.choice(MOVES.get(camera, ("",))),
         seed=rng.getrandbits(31),
+        style="plain" if rng.random() < 0.5 else rng.choice(styles),
     )
+
+
+OTHER = {"left": "right", "right": "left"}
+
+
+def mirrored(scene: Scene) -> Scene:
+    """What the clip shows when it is flipped left to right."""
+    head, _, side = scene.camera.rpartition(" ")
+    camera = f"{head} {OTHER[side]}" if side in OTHER else scene.camera
+    return replace(scene, camera=camera, move=OTHER.get(scene.move, scene.move))
 
 
 def stream(scene: Scene) -> random.Random:
@@ -62,21 +78,24 @@ def product_kind(scene: Scene) -> str:
 
 
 def render(
-    scene: Scene, *, frames: int = 81, height: int = 96, width: int = 160, fps: float = 16.0,
+    scene: Scene, *, frames: int = 81, height: int = 160, width: int = 256, fps: float = 16.0,
     device: str | torch.device = "cpu",
 ) -> torch.Tensor:  # fmt: skip
     """Film the scene: [frames, 3, height, width] float32 in [-1, 1] on `device`."""
     device = torch.device(device)
     world = WORLDS[scene.scene]
-    pose = path(world.rig, scene.camera, scene.speed, scene.move, frames, width)
+    pose = path(world.rig, scene.camera, scene.speed, scene.move, frames, width, scene.seed)
     clip = torch.empty(frames, 3, height, width, device=device)
     chunk = CHUNK if device.type == "cpu" else frames
+    haste = HASTE if scene.style == "timelapse" else 1.0
     for start in range(0, frames, chunk):
         part = slice(start, min(start + chunk, frames))
         time = torch.arange(part.start, part.stop) / fps
         view: View = look({k: v[part] for k, v in pose.items()}, (height, width), device)
-        canvas = Canvas(view, _LIGHTS[scene.light], time, world.floor)
+        follow = view.pose["x"] if scene.camera == "tracking" else None
+        canvas = Canvas(view, _LIGHTS[scene.light], time * haste, world.floor, scene.style, follow)
         # The same numbers for every chunk: the composition is one for the whole clip.
         world.paint(canvas, stream(scene))
-        clip[part] = canvas.img.movedim(0, 1).clamp(0, 1) * 2 - 1
+        img = finish(canvas.img.clamp(0, 1), scene.style, scene.seed, part.start)
+        clip[part] = img.movedim(0, 1).clamp(0, 1) * 2 - 1
     return clip

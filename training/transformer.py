@@ -4,28 +4,32 @@ Flow matching: x = (1 - sigma) x0 + sigma noise; the model learns the velocity n
 the text left out now and then (for guidance), bf16 where it is fast, an exponential moving average for the weights
 that are kept. Captions are drawn anew each time a clip is seen; the text encoder is frozen.
 
+Some clips are given their first frame, or more: those latents stay clean and have time 0, as in WAN 2.2's small
+text-and-image model, and only the others are learned. So one model makes clips from text and from a picture.
+
     Flow matching        https://arxiv.org/abs/2210.02747
     noise levels         logit-normal, then shifted:  https://arxiv.org/abs/2403.03206
+    given frames         https://github.com/Wan-Video/Wan2.2   wan/textimage2video.py
 """
 
 import argparse
 import functools
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from broll.engine.conditioning import Text, collapsed
+from broll.engine.conditioning import Text
 from broll.engine.config import TransformerConfig
-from broll.engine.shapes import Grid
-from broll.engine.text_encoder import TextEncoder
 from broll.engine.transformer import Transformer
-from training import latents, run, text
-from training.captions import caption
+from training import run, text, vae
+from training.draws import Draws
+from training.latents import Latents
 from training.muon import Muon
-from training.render import scene
+from training.sampling import encode, velocity
 
 
 def config(numbers: dict[str, Any]) -> TransformerConfig:
@@ -35,17 +39,22 @@ def config(numbers: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(**sizes, in_dim=channels, out_dim=channels, text_dim=numbers["text"]["d_model"])
 
 
-@torch.no_grad()
-def encode_text(encoder: TextEncoder, captions: list[str]) -> Text:
-    """Features of a batch of captions: zeros behind each one's end, and the collapsed rest up to 512."""
-    batch = encoder.tokenizer(captions, padding=True, return_tensors="pt").to(encoder.model.device)
-    features = encoder.model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).last_hidden_state
-    return collapsed(features * batch["attention_mask"][..., None], encoder.text_len)
-
-
 def noise_levels(count: int, shift: float) -> Tensor:
+    """Four of five by the shifted logit-normal; the fifth uniform, or fine detail would be learned too rarely."""
     s = torch.randn(count).sigmoid()
-    return shift * s / (1 + (shift - 1) * s)
+    return torch.where(torch.rand(count) < 0.2, torch.rand(count), shift * s / (1 + (shift - 1) * s))
+
+
+def given_frames(count: int, frames: int, share: float, rng: random.Random) -> Tensor:
+    """[count, frames] bool: which latents are given. Of a share of the clips the first, or the first few; or also the last."""
+    given = torch.zeros(count, frames, dtype=torch.bool)
+    for row in given:
+        dice = rng.random() / max(share, 1e-9)
+        if dice < 1:
+            row[: 1 if dice < 0.7 else rng.randint(2, max(2, frames // 3))] = True
+        if 0.9 < dice < 1:
+            row[-rng.randint(1, max(1, frames // 4)) :] = True
+    return given
 
 
 @functools.cache
@@ -63,78 +72,120 @@ def tempi(frames: int, motion: float) -> tuple[Tensor, Tensor]:
     return basis, weight / weight.mean()
 
 
-def loss(model: Transformer, x0: Tensor, prompt: Text, sigma: Tensor, motion: float = 1.0) -> Tensor:
-    """Mean squared error of the velocity, by tempo. x0 [b, c, f, h, w], sigma [b]."""
+def loss(
+    model: Transformer, x0: Tensor, prompt: Text, sigma: Tensor, given: Tensor, motion: float = 1.0,
+    forward: Callable[..., Tensor] | None = None,
+) -> Tensor:  # fmt: skip
+    """Mean squared error of the velocity, by tempo. x0 [b, c, f, h, w], sigma [b], given [b, f]."""
     noise = torch.randn_like(x0)
-    level = sigma[:, None, None, None, None]
-    x = (1 - level) * x0 + level * noise
-    with run.autocast(x0.device.type):
-        context = model.context(Grid(*x0.shape[2:]), prompt.features, text_bias=prompt.bias)
-        v = model(x, 1000 * sigma, context)
+    levels = sigma[:, None] * ~given
+    level = levels[:, None, :, None, None]
+    v = velocity(model, (1 - level) * x0 + level * noise, 1000 * levels, prompt, forward)
     basis, weight = (tensor.to(x0.device) for tensor in tempi(x0.shape[2], motion))
-    error = torch.einsum("kf,bcfhw->bchwk", basis, v.float() - (noise - x0))
+    wrong = (v - (noise - x0)) * ~given[:, None, :, None, None]
+    error = torch.einsum("kf,bcfhw->bchwk", basis, wrong)
     return (weight * error.square()).mean()
 
 
-def train(numbers: dict[str, Any], device: str = "cpu") -> None:
-    folder, own = run.work_folder(numbers), numbers["transformer"]
-    rng = random.Random()  # unseeded: after a restart the run must not see the same batches again
+def start(numbers: dict[str, Any], device: str) -> Transformer:
     torch.manual_seed(numbers["seed"])
+    model = Transformer(config(numbers))
+    torch.nn.init.zeros_(model.head.head.weight)
+    return model.to(device)
+
+
+class Trainer:
+    """Model, optimizers and moving average of one run, and where they are kept."""
+
+    def __init__(self, numbers: dict[str, Any], device: str) -> None:
+        self.numbers, self.own, self.device = numbers, numbers["transformer"], device
+        self.model = start(numbers, device)
+        inside = [p for p in self.model.blocks.parameters() if p.dim() == 2]
+        ids = {id(p) for p in inside}
+        self.outside = [p for p in self.model.parameters() if id(p) not in ids]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(inside, self.own["lr_muon"]),
+            torch.optim.AdamW(self.outside, self.own["lr"], (0.9, 0.98), fused=True),
+        ]
+        self.compiled = torch.compile(self.model.forward) if self.own["compile"][device] else None
+        self.rates = [self.own["lr_muon"], self.own["lr"]]
+        self.average = run.MovingAverage(self.model, self.own["ema"])
+        self.path = run.work_folder(numbers) / "transformer.pt"
+        state = run.load(self.path) or {"step": 0, "spent": 0.0, "clips": 0}
+        self.first, self.seen = state["step"], state["clips"]
+        self.clock = run.Clock(numbers["minutes"][device]["transformer"], state["spent"])
+        if "model" in state:
+            torch.seed()
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state.get("optimizers", ()), strict=False):
+                optimizer.load_state_dict(saved)  # restored weights (training/export.py) have none
+            self.average.values = {name: value.to(device) for name, value in state["average"].items()}
+            self.average.updates = state["step"]
+
+    def learn(self, step: int, x0: Tensor, prompt: Text, rng: random.Random) -> Tensor:
+        sigma = noise_levels(len(x0), self.own["shift"]).to(self.device)
+        given = given_frames(len(x0), x0.shape[2], self.own["given"], rng).to(self.device)
+        whole = x0.shape[2] == max(self.own["latent_frames"])  # one shape only is worth the compiler's time
+        value = loss(self.model, x0, prompt, sigma, given, self.own["motion"], self.compiled if whole else None)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.outside, 1.0)
+        for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate * self.clock.rate(step)
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        self.average.update(self.model)
+        self.seen += len(x0)
+        return value.detach()
+
+    def checkpoint(self, step: int) -> None:
+        weights = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
+        progress = {
+            "average": self.average.values,
+            "step": step,
+            "spent": self.clock.spent,
+            "clips": self.seen,
+        }
+        run.save(self.path, weights | progress)
+
+
+def train(numbers: dict[str, Any], device: str = "cpu") -> None:
+    own, rng = numbers["transformer"], random.Random()  # unseeded: after a restart, other batches
+    trainer = Trainer(numbers, device)
     encoder = text.load(numbers)
     encoder.model.to(device)
-    model = Transformer(config(numbers)).to(device)
-    torch.nn.init.zeros_(model.head.head.weight)
-    inside = [p for p in model.blocks.parameters() if p.dim() == 2]
-    ids = {id(p) for p in inside}
-    outside = [p for p in model.parameters() if id(p) not in ids]
-    optimizers = [
-        Muon(inside, own["lr_muon"]),
-        torch.optim.AdamW(outside, own["lr"], (0.9, 0.98), fused=True),
-    ]
-    rates = [own["lr_muon"], own["lr"]]
-    average = run.MovingAverage(model, own["ema"])
-    state = run.load(folder / "transformer.pt") or {"step": 0, "spent": 0.0, "clips": 0}
-    if "model" in state:
-        torch.seed()
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state.get("optimizers", ()), strict=False):
-            optimizer.load_state_dict(saved)  # restored weights (training/export.py) have none
-        average.values, average.updates = state["average"], state["step"]
-    log, clock = run.Log(folder / "transformer.jsonl"), run.Clock(own["minutes"], state["spent"])
-    seen, losses = state["clips"], []
+    pool = Latents(numbers, device, vae.load(numbers).to(device))
+    log = run.Log(run.work_folder(numbers) / "transformer.jsonl")
+    per_latent = numbers["clip"]["height"] * numbers["clip"]["width"] // 1024  # tokens: 32 x 32 pixels each
+    losses: list[Tensor] = []
+    with Draws(numbers, rng, own["drop_text"]) as draws:
+        pool.grow(own["first"])
+        for step in trainer.clock.steps(trainer.first):
+            if step % own["grow_every"] == 0:
+                pool.grow(own["grow"], wait=False)  # rendering may still be going on beside this
+            while draws.waiting < 6:
+                frames = rng.choices(own["latent_frames"], own["weights"])[0]
+                count = max(1, own["tokens"][device] // (frames * per_latent))
+                draws.ask(pool.indices, count, frames)
+            draw = draws.next()
+            x0 = pool.pick(draw.places, draw.mirrored, draw.frames)
+            losses.append(trainer.learn(step, x0, encode(encoder, draw.ids, own["words"]), rng))
+            if step % 50 == 0:
+                mean = float(torch.stack(losses).mean())
+                log(step=step, minutes=trainer.clock.spent, seen=trainer.seen, clips=len(pool), loss=mean)
+                losses.clear()
+            if step % own["checkpoint"] == own["checkpoint"] - 1:
+                trainer.checkpoint(step + 1)
+    trainer.checkpoint(step + 1)
 
-    def checkpoint(step: int) -> None:
-        weights = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-        progress = {"average": average.values, "step": step, "spent": clock.spent, "clips": seen}
-        run.save(folder / "transformer.pt", weights | progress)
 
-    for step in clock.steps(state["step"]):
-        if step % 500 == 0 or step == state["step"]:
-            indices, data = latents.load_all(folder)  # encoding may still be going on beside this
-            scenes = [scene(i, numbers["seed"]) for i in indices]
-        frames = rng.choices(own["latent_frames"], own["weights"])[0]
-        tokens = frames * data.shape[3] * data.shape[4] // 4
-        picked = [rng.randrange(len(indices)) for _ in range(max(1, own["tokens"] // tokens))]
-        captions = ["" if rng.random() < own["drop_text"] else caption(scenes[i], rng) for i in picked]
-        x0 = data[picked, :, :frames].float().to(device)
-        sigma = noise_levels(len(picked), own["shift"]).to(device)
-        value = loss(model, x0, encode_text(encoder, captions), sigma, own["motion"])
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(outside, 1.0)
-        for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * clock.rate(step)
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        average.update(model)
-        seen += len(picked)
-        losses.append(float(value.detach()))
-        if step % 50 == 0:
-            mean = sum(losses) / len(losses)
-            log(step=step, minutes=clock.spent, seen=seen, clips=len(indices), loss=mean)
-            losses.clear()
-        if step % 100 == 99:
-            checkpoint(step + 1)
-    checkpoint(step + 1)
+def average(numbers: dict[str, Any], device: str = "cpu") -> Transformer:
+    """The trained transformer: its moving average."""
+    state = run.load(run.work_folder(numbers) / "transformer.pt")
+    if state is None:
+        raise SystemExit("no trained transformer yet: run `python -m training.transformer` first")
+    model = Transformer(config(numbers))
+    model.load_state_dict(state["average"])
+    return model.to(device).eval()
 
 
 def main() -> None:

@@ -7,19 +7,20 @@ Afterwards the latents' mean and deviation are measured and stored beside the we
 
 import argparse
 import itertools
+import math
 import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from broll.engine.config import VAEConfig
 from broll.engine.vae import VAE, Downsample, FrameAttention, ResidualBlock, Upsample
 from training import run
+from training.clips import Clips
 from training.muon import Muon
-from training.render import clip_path, load_clip, to_float
+from training.render import to_float
 
 
 def config(numbers: dict[str, Any], **statistics: tuple[float, ...]) -> VAEConfig:
@@ -29,21 +30,22 @@ def config(numbers: dict[str, Any], **statistics: tuple[float, ...]) -> VAEConfi
     return VAEConfig(**{key: own[key] for key in keys}, **lists, **statistics)
 
 
-def rendered(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in (folder / "clips").glob("*.npy"))
-
-
-def random_crop(folder: Path, indices: list[int], frames: int, side: int, rng: random.Random) -> Tensor:
-    """[3, f, side, side] in [-1, 1], at a random place and time, mirrored half of the time."""
-    index = rng.choice(indices)
-    length = np.load(clip_path(folder, index), mmap_mode="r").shape[0]
-    begin = rng.randrange(length - frames + 1)
-    whole = load_clip(folder, index, slice(begin, begin + frames))
-    top, left = rng.randrange(whole.shape[2] - side + 1), rng.randrange(whole.shape[3] - side + 1)
-    crop = to_float(whole[..., top : top + side, left : left + side])
-    if rng.random() < 0.5:
-        crop = crop.flip(3)
-    return crop.transpose(0, 1)
+def random_crops(clips: Clips, count: int, shape: tuple[int, int, int], rng: random.Random) -> Tensor:
+    """[count, 3, f, h, w] in [-1, 1], at random places and times, each mirrored half of the time."""
+    frames, height, width = shape
+    crops = []
+    for _ in range(count):
+        place = rng.randrange(len(clips))
+        length, rows, columns = clips.shape
+        begin, top, left = (
+            rng.randrange(whole - part + 1)
+            for whole, part in ((length, frames), (rows, height), (columns, width))
+        )
+        crop = clips.cut(
+            place, slice(begin, begin + frames), slice(top, top + height), slice(left, left + width)
+        )
+        crops.append(crop.flip(3) if rng.random() < 0.5 else crop)
+    return to_float(torch.stack(crops)).transpose(1, 2)
 
 
 def through(weight: Tensor) -> Tensor:
@@ -135,11 +137,13 @@ def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor
 
 
 def train(numbers: dict[str, Any], device: str = "cpu") -> None:
-    folder = run.work_folder(numbers)
-    numbers_vae, rng = numbers["vae"], random.Random(numbers["seed"])
+    folder, minutes = run.work_folder(numbers), numbers["minutes"][device]["vae"]
+    numbers_vae, rng = numbers["vae"], random.Random()  # unseeded: after a restart, other crops
+    clips = Clips(folder, device, numbers_vae["clips"])
     torch.manual_seed(numbers["seed"])
-    model = VAE(config(numbers)).to(device)
+    model = VAE(config(numbers))
     start(model)
+    model.to(device)
     optimizers = [
         Muon([p for p in model.parameters() if p.dim() >= 4 and p.shape[0] > 1], numbers_vae["lr_muon"]),
         torch.optim.AdamW(
@@ -157,35 +161,35 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         average.values, average.updates = state["average"], state["step"]
-    log, clock = run.Log(folder / "vae.jsonl"), run.Clock(numbers_vae["minutes"], state["spent"])
-    errors: list[float] = []
+    log, clock = run.Log(folder / "vae.jsonl"), run.Clock(minutes, state["spent"])
+    errors: list[Tensor] = []
     for step in clock.steps(state["step"]):
-        count, frames, side = rng.choice(numbers_vae["crops"])
-        if step % 100 == 0 or step == state["step"]:
-            indices = rendered(folder)  # rendering may still be going on beside this
-        crops = [random_crop(folder, indices, frames, side, rng) for _ in range(count)]
-        value, error = loss(model, torch.stack(crops).to(device), numbers_vae)
+        share, *shape = rng.choice(numbers_vae["crops"])
+        if step % 50 == 0 or step == state["step"]:
+            clips.refresh()  # rendering may still be going on beside this
+        count = max(1, round(share * numbers_vae["pixels"][device] / math.prod(shape)))
+        value, error = loss(model, random_crops(clips, count, tuple(shape), rng), numbers_vae)
         value.backward()
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * clock.rate(step, warmup=30)
             optimizer.step()
         model.zero_grad(set_to_none=True)
         average.update(model)
-        errors.append(float(error))
+        errors.append(error)
         if step % 50 == 0:
-            psnr = -10 * torch.tensor(errors).div(4).mean().log10()
+            psnr = -10 * torch.stack(errors).div(4).mean().log10()
             log(
                 step=step,
                 minutes=clock.spent,
                 loss=float(value.detach()),
                 psnr=float(psnr),
-                clips=len(indices),
+                clips=len(clips),
             )
             errors.clear()
         if step % 500 == 499:
             checkpoint(folder, model, optimizers, average, step + 1, clock)
     checkpoint(folder, model, optimizers, average, step + 1, clock)
-    measure(folder, numbers, average)
+    measure(clips, numbers, average, device)
 
 
 def checkpoint(folder: Path, model: VAE, optimizers: Any, average: Any, step: int, clock: run.Clock) -> None:
@@ -194,21 +198,19 @@ def checkpoint(folder: Path, model: VAE, optimizers: Any, average: Any, step: in
 
 
 @torch.no_grad()
-def measure(folder: Path, numbers: dict[str, Any], average: run.MovingAverage, clips: int = 64) -> None:
-    """Mean and deviation of each latent channel over whole clips, written to vae_final.pt with the weights."""
-    model = VAE(config(numbers))
+def measure(clips: Clips, numbers: dict[str, Any], average: run.MovingAverage, device: str) -> None:
+    """Mean and deviation of each latent channel over up to 64 whole clips, to vae_final.pt with the weights."""
+    model = VAE(config(numbers)).to(device)
     model.load_state_dict(average.values)
-    indices = rendered(folder)[:clips]
-    with run.autocast("cpu"):
-        means = [
-            model.moments(to_float(load_clip(folder, i)).transpose(0, 1)[None], {})[0].float()
-            for i in indices
-        ]
+    means = []
+    for place in range(min(64, len(clips))):
+        video = to_float(clips.cut(place, slice(None), slice(None), slice(None))).transpose(0, 1)[None]
+        with run.autocast(device):
+            means.append(model.moments(video, {})[0].float())
     flat = torch.cat([m.transpose(0, 1).flatten(1) for m in means], dim=1)
-    run.save(
-        folder / "vae_final.pt",
-        {"model": average.values, "mean": flat.mean(1).tolist(), "std": flat.std(1).tolist()},
-    )
+    statistics = {"mean": flat.mean(1).tolist(), "std": flat.std(1).tolist()}
+    weights = {name: value.cpu() for name, value in average.values.items()}
+    run.save(clips.folder / "vae_final.pt", {"model": weights} | statistics)
 
 
 def load(numbers: dict[str, Any]) -> VAE:

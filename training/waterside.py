@@ -7,29 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from training.paint import (
-    RGB,
-    TAU,
-    Canvas,
-    mix,
-    ridge,
-    ripples,
-    sky,
-    step,
-    tint_water,
-)
-from training.props import (
-    beam,
-    blocks,
-    conifers,
-    mound,
-    round_body,
-    sailboat,
-    tower,
-    waves,
-)
+from training.paint import RGB, TAU, Canvas, mix, ridge, ripples, sky, step, tint_water
+from training.props import beam, blocks, conifers, ferry, mound, round_body, sailboat, tower, waves
 
 LAMP: RGB = (1.0, 0.80, 0.45)
+WINDOW: RGB = (1.0, 0.76, 0.38)  # of a lit room at night
+FACADES: tuple[RGB, ...] = (
+    (0.42, 0.52, 0.66), (0.62, 0.56, 0.50), (0.36, 0.40, 0.48), (0.70, 0.66, 0.62), (0.34, 0.50, 0.54),
+)  # fmt: skip
 
 
 def _open_water(canvas: Canvas, rng: random.Random, height: float, deep: RGB) -> None:
@@ -43,91 +28,56 @@ def lake(canvas: Canvas, rng: random.Random) -> None:
     lit = canvas.lit
     _open_water(canvas, rng, 0.55, (0.05, 0.28, 0.36))
     rock = mix((0.36, 0.38, 0.50), (0.44, 0.36, 0.34), rng.random())
-    for z, top, reach in ((230.0, rng.uniform(70, 95), 190.0), (150.0, rng.uniform(30, 48), 190.0)):
-        shape = waves(rng, z * rng.uniform(1.2, 1.8), 3, 0.8)
-
-        def profile(x: torch.Tensor, shape=shape, top=top) -> torch.Tensor:
-            return top * (0.15 + 0.85 * shape(x))
-
-        def shade(x, y, height, shape=shape, top=top, z=z) -> torch.Tensor:
-            slope = (height / top - 0.15) / 0.85 - shape(x - 0.04 * z)
-            return 0.45 + slope * 5.0 + 0.25 * (1 - y / top)
-
-        ridge(
-            canvas,
-            z,
-            top,
-            profile,
-            lit(rock, z, reach),
-            lit(mix(rock, (0, 0, 0), 0.45), z, reach),
-            shade,
-        )
-        if z > 200:
-            _snow(canvas, z, top, profile, shade)
+    for z, top in ((230.0, rng.uniform(70, 95)), (150.0, rng.uniform(30, 48))):
+        _mountain(canvas, z, top, waves(rng, z * rng.uniform(1.2, 1.8), 3, 0.8), rock, z > 200)
     hill = waves(rng, 90, 2)
     green = mix((0.16, 0.36, 0.22), (0.22, 0.30, 0.12), rng.random())
-    ridge(
-        canvas,
-        95,
-        13,
-        lambda x: 3 + 9 * hill(x),
-        lit(green, 95),
-        lit(mix(green, (0, 0, 0), 0.4), 95),
-    )
-    conifers(
-        canvas,
-        80,
-        8.5,
-        4.2,
-        lit(mix(green, (0, 0, 0), 0.35), 80),
-        lit(mix(green, (0, 0, 0), 0.15), 80),
-        density=0.9,
-        salt=rng.random() * 9,
-    )
+    ridge(canvas, 95, 13, lambda x: 3 + 9 * hill(x), lit(green, 95), lit(mix(green, (0, 0, 0), 0.4), 95))
+    dark = [mix(green, (0, 0, 0), share) for share in (0.35, 0.15, 0.45, 0.75, 0.6)]
+    wood = lit(dark[0], 80), lit(dark[1], 80)
+    conifers(canvas, 80, 8.5, 4.2, *wood, density=0.9, salt=rng.random() * 9)
+    canvas.focus()
     x = rng.uniform(-3, 3)
-    mound(
-        canvas,
-        x,
-        30,
-        rng.uniform(4, 6),
-        1.3,
-        lit((0.42, 0.40, 0.36), 20),
-        lit((0.20, 0.22, 0.20), 20),
-        rng,
-    )
+    stone = lit((0.42, 0.40, 0.36), 20), lit((0.20, 0.22, 0.20), 20)
+    mound(canvas, x, 30, rng.uniform(4, 6), 1.3, *stone, rng)
     for _ in range(rng.randint(2, 4)):
-        _fir(
-            canvas,
-            x + rng.uniform(-2.6, 2.6),
-            30 + rng.uniform(-0.8, 0.8),
-            rng.uniform(3.2, 5.6),
-            lit(mix(green, (0, 0, 0), 0.45), 12),
-            lit(green, 12),
-        )
-    conifers(
-        canvas,
-        17,
-        5.2,
-        2.3,
-        lit(mix(green, (0, 0, 0), 0.75), 6),
-        lit(mix(green, (0, 0, 0), 0.6), 6),
-        clear=9.5,
-        density=0.5,
-        salt=rng.random() * 9,
-    )
+        across, depth, size = rng.uniform(-2.6, 2.6), rng.uniform(-0.8, 0.8), rng.uniform(3.2, 5.6)
+        _fir(canvas, x + across, 30 + depth, size, lit(dark[2], 12), lit(green, 12))
+    _boat(canvas, rng, 25.0, rng.uniform(2.6, 3.2), rng.choice((-1, 1)) * rng.uniform(0.5, 0.8))
+    bank = lit(dark[3], 6), lit(dark[4], 6)
+    conifers(canvas, 17, 5.2, 2.3, *bank, clear=9.5, density=0.5, salt=rng.random() * 9)
 
 
-def _snow(canvas: Canvas, z: float, top: float, profile: Callable, shade: Callable) -> None:
-    """White caps above a wavy snow line on the ridge at depth z."""
+def _boat(canvas: Canvas, rng: random.Random, z: float, size: float, speed: float) -> None:
+    """The sailing boat that a tracking camera follows; it crosses the picture under any other."""
+    sail = rng.choice(((0.98, 0.97, 0.94), (0.90, 0.26, 0.18), (0.97, 0.76, 0.30)))
+    x, phase = canvas.subject_x(speed, rng.uniform(-1.2, 1.2)), rng.uniform(0, TAU)
+    cloth = mix(canvas.lit(sail, z), sail, 0.15)
+    sailboat(canvas, x, z, size, cloth, canvas.lit((0.20, 0.12, 0.10), z), phase)
+    if canvas.light.lamps:
+        _lamp(canvas, x, 0.32 * size, z, 0.09 * size, 0.8)
+
+
+def _mountain(
+    canvas: Canvas,
+    z: float,
+    top: float,
+    shape: Callable[[torch.Tensor], torch.Tensor],
+    rock: RGB,
+    snowy: bool,
+) -> None:
+    """A lit and shaded ridge of rock at depth z, with white caps above a wavy snow line if it is snowy."""
     patch = canvas.wall(z, top)
     if patch is None:
         return
-    height = profile(patch.x)
-    edge = patch.y - 0.50 * top - 0.07 * top * (patch.x * (TAU / 34)).sin()
-    alpha = step(height - patch.y, patch.pixel * 1.2) * step(edge, patch.pixel * 4)
-    share = shade(patch.x, patch.y, height).clamp(0, 1) * 0.55
-    pale, dim = canvas.lit((0.97, 0.98, 1.0), z, 600), canvas.lit((0.45, 0.50, 0.66), z, 300)
-    canvas.blend(patch, alpha, pale, dim, share)
+    lit, profile = canvas.lit, shape(patch.x)
+    inside = step(top * (0.15 + 0.85 * profile) - patch.y, patch.pixel * 1.2)
+    share = (0.70 + (profile - shape(patch.x - 0.04 * z)) * 5.0 - patch.y * (0.25 / top)).clamp_(0, 1)
+    canvas.blend(patch, inside, lit(rock, z, 190), lit(mix(rock, (0, 0, 0), 0.45), z, 190), share)
+    if snowy:
+        edge = patch.y - 0.50 * top - 0.07 * top * (patch.x * (TAU / 34)).sin()
+        pale, dim = lit((0.97, 0.98, 1.0), z, 600), lit((0.45, 0.50, 0.66), z, 300)
+        canvas.blend(patch, inside * step(edge, patch.pixel * 4), pale, dim, share * 0.55)
 
 
 def _fir(canvas: Canvas, x: float, z: float, size: float, dark: RGB, pale: RGB) -> None:
@@ -141,7 +91,7 @@ def _fir(canvas: Canvas, x: float, z: float, size: float, dark: RGB, pale: RGB) 
 def lighthouse(canvas: Canvas, rng: random.Random) -> None:
     """A banded tower on a rock in the surf, with a coast behind it."""
     lit = canvas.lit
-    night = canvas.light.dark
+    night = canvas.light.lamps
     _open_water(canvas, rng, 0.85, (0.04, 0.26, 0.40))
     for z, top in ((260.0, rng.uniform(22, 34)), (140.0, rng.uniform(8, 15))):
         shape, slope = waves(rng, z * 0.9, 3, 0.3), rng.choice((-1, 1)) / z
@@ -157,16 +107,8 @@ def lighthouse(canvas: Canvas, rng: random.Random) -> None:
     high, z = rng.uniform(8.5, 10.5), 30.0
     rock = mix((0.42, 0.38, 0.36), (0.34, 0.36, 0.40), rng.random())
     pale, dark = lit(rock, 10), lit(mix(rock, (0, 0, 0), 0.6), 10)
-    mound(
-        canvas,
-        rng.choice((-1, 1)) * rng.uniform(9, 13),
-        42,
-        rng.uniform(4, 6),
-        1.6,
-        pale,
-        dark,
-        rng,
-    )
+    mound(canvas, rng.choice((-1, 1)) * rng.uniform(9, 13), 42, rng.uniform(4, 6), 1.6, pale, dark, rng)
+    canvas.focus()
     turn = rng.uniform(0, TAU)
     mound(canvas, 0, z, rng.uniform(7.5, 9.5), rng.uniform(2.6, 3.4), pale, dark, rng)
     paint = rng.choice(((0.80, 0.13, 0.12), (0.80, 0.13, 0.12), (0.12, 0.25, 0.52), (0.12, 0.12, 0.14)))
@@ -188,14 +130,7 @@ def lighthouse(canvas: Canvas, rng: random.Random) -> None:
     round_body(canvas, 0, z, top, top + 0.35, lambda y: y * 0 + 1.25, (iron, iron), 2.2)
     glass = (1.0, 0.93, 0.65) if night else mix(LAMP, lit((0.8, 0.9, 1.0)), 0.5)
     round_body(
-        canvas,
-        0,
-        z,
-        top + 0.35,
-        top + 1.35,
-        lambda y: y * 0 + 0.7,
-        (glass, mix(glass, iron, 0.3)),
-        2.2,
+        canvas, 0, z, top + 0.35, top + 1.35, lambda y: y * 0 + 0.7, (glass, mix(glass, iron, 0.3)), 2.2
     )
     round_body(
         canvas,
@@ -213,8 +148,12 @@ def lighthouse(canvas: Canvas, rng: random.Random) -> None:
         _lamp(canvas, 0, top + 0.85, z, 1.7 if night else 0.8, 0.95 if night else 0.5)
 
 
-def _lamp(canvas: Canvas, x: float, y: float, z: float, radius: float, strength: float) -> None:
-    u, v, depth = canvas.view.project(*(torch.tensor(value) for value in (x, y, z)))
+def _lamp(
+    canvas: Canvas, x: float | torch.Tensor, y: float, z: float, radius: float, strength: float
+) -> None:
+    """A glowing lamp; x is a number or [F]."""
+    x = torch.as_tensor(x).expand(canvas.frames)[:, None]
+    u, v, depth = canvas.view.project(x, torch.tensor(y), torch.tensor(z))
     size = radius * canvas.view.pose["focal"] / depth[:, 0].clamp(min=1)
     canvas.dot(u[:, 0], v[:, 0], size, strength, (1.0, 0.90, 0.62))
 
@@ -233,111 +172,76 @@ def sea(canvas: Canvas, rng: random.Random) -> None:
             lit((0.30, 0.36, 0.40), z, 200),
             lit((0.24, 0.28, 0.30), z, 200),
         )
+    canvas.focus()
     boats = [
-        (rng.uniform(-0.5, 0.5), rng.uniform(20, 48), rng.uniform(0, TAU)) for _ in range(rng.randint(2, 4))
+        (rng.uniform(-0.5, 0.5), rng.uniform(22, 48), rng.uniform(0, TAU)) for _ in range(rng.randint(1, 3))
     ]
-    things = [(z, side * z, phase, True) for side, z, phase in boats]
-    things += [(z, rng.uniform(-0.75, 0.75) * z, 0.0, False) for z in (34.0, 24.0, 15.0, 15.0)]
-    for z, x, phase, boat in sorted(things, reverse=True):
-        if boat:
-            sail = rng.choice(
-                ((0.98, 0.97, 0.94), (0.98, 0.97, 0.94), (0.86, 0.25, 0.18), (0.95, 0.75, 0.30))
-            )
-            sailboat(
-                canvas,
-                x,
-                z,
-                rng.uniform(4.6, 6.2),
-                mix(lit(sail, z), sail, 0.15),
-                lit((0.20, 0.12, 0.10), z),
-                phase,
-            )
+    things = [(z, side * z, phase, "boat") for side, z, phase in boats]
+    things += [(z, rng.uniform(-0.75, 0.75) * z, 0.0, "rock") for z in (34.0, 24.0, 15.0, 15.0)]
+    things += [(28.0, 0.0, 0.0, "subject")]
+    cloths = ((0.98, 0.97, 0.94), (0.98, 0.97, 0.94), (0.86, 0.25, 0.18), (0.95, 0.75, 0.30))
+    for z, x, phase, kind in sorted(things, reverse=True):
+        if kind == "subject":
+            _boat(canvas, rng, z, rng.uniform(5.6, 6.8), rng.choice((-1, 1)) * rng.uniform(0.9, 1.4))
+        elif kind == "boat":
+            sail, size = rng.choice(cloths), rng.uniform(4.0, 5.4)
+            sailboat(canvas, x, z, size, mix(lit(sail, z), sail, 0.15), lit((0.20, 0.12, 0.10), z), phase)
         else:
-            mound(
-                canvas,
-                x,
-                z,
-                rng.uniform(1.2, 2.6),
-                rng.uniform(0.6, 1.3),
-                lit((0.36, 0.34, 0.34), z),
-                lit((0.14, 0.14, 0.17), z),
-                rng,
-            )
+            half, high = rng.uniform(1.2, 2.6), rng.uniform(0.6, 1.3)
+            mound(canvas, x, z, half, high, lit((0.36, 0.34, 0.34), z), lit((0.14, 0.14, 0.17), z), rng)
 
 
 def city(canvas: Canvas, rng: random.Random) -> None:
-    """A skyline across the water: two hazy rows, towers with two faces, a quay."""
-    lit = canvas.lit
-    night = canvas.light.dark
-    dusk = canvas.light.disc > 0
+    """A skyline across the water: two hazy rows, towers with two faces, a quay with lamps, boats."""
+    lit, lamps = canvas.lit, canvas.light.lamps
+    sunset = canvas.light.disc > 0 and not lamps
     _open_water(canvas, rng, 0.6, (0.05, 0.18, 0.28))
-    glow = 0.55 if night else 0.35 if dusk else 0.0
-    glass = lit((0.75, 0.85, 0.95), 60) if not dusk else LAMP
-    glow = glow or 0.75
+    glow = 0.68 if lamps else 0.40 if sunset else 0.75
+    glass = WINDOW if lamps else LAMP if sunset else lit((0.75, 0.85, 0.95), 60)
+    dim = 0.12 if lamps else 0.1 if sunset else 0.5  # how much of its wall a pane shows
     wall = mix((0.50, 0.56, 0.66), (0.62, 0.54, 0.48), rng.random())
     for z, high, gap in ((190.0, rng.uniform(48, 66), 15.0), (120.0, rng.uniform(22, 34), 10.0)):
         pair = lit(wall, z, 170), lit(mix(wall, (0.1, 0.1, 0.15), 0.5), z, 170)
-        blocks(
-            canvas,
-            z,
-            high * 0.25,
-            high,
-            gap,
-            pair,
-            mix(glass, pair[0], 0.45),
-            rng.random() * 9,
-            glow,
-        )
-    towers = [(rng.uniform(-0.62, 0.62), rng.uniform(56, 90)) for _ in range(9)] + [
-        (rng.uniform(-0.06, 0.06), 70.0)
-    ]
+        pane = mix(glass, pair[0], 0.25 if lamps else 0.45)
+        blocks(canvas, z, high * 0.25, high, gap, pair, pane, rng.random() * 9, glow)
+    canvas.focus()
+    towers = [(rng.uniform(-0.62, 0.62), rng.uniform(56, 90)) for _ in range(9)]
+    towers += [(rng.uniform(-0.06, 0.06), 70.0)]
     for index, (side, z) in sorted(enumerate(towers), key=lambda item: -item[1][1]):
-        tint = rng.choice(
-            (
-                (0.42, 0.52, 0.66),
-                (0.62, 0.56, 0.50),
-                (0.36, 0.40, 0.48),
-                (0.70, 0.66, 0.62),
-                (0.34, 0.50, 0.54),
-            )
-        )
+        tint = rng.choice(FACADES)
         pair = lit(tint, z, 260), lit(mix(tint, (0.08, 0.09, 0.16), 0.55), z, 260)
         high = rng.uniform(30, 37) if index == 9 else rng.uniform(10, 25)
-        tower(
-            canvas,
-            side * z,
-            z,
-            rng.uniform(6, 9),
-            high,
-            rng.uniform(0, 1.5),
-            pair,
-            mix(glass, pair[0], 0.1 if dusk else 0.5),
-            rng.random() * 9,
-            glow,
-        )
+        size = rng.uniform(6, 9), high, rng.uniform(0, 1.5)
+        tower(canvas, side * z, z, *size, pair, mix(glass, pair[0], dim), rng.random() * 9, glow)
+    _quay(canvas, rng)
+    _fleet(canvas, rng)
+
+
+def _quay(canvas: Canvas, rng: random.Random) -> None:
+    """The edge of the town: a wall, trees and street lamps with their light on the water."""
+    lit = canvas.lit
     quay, dark = lit((0.40, 0.38, 0.36), 30), lit((0.20, 0.20, 0.22), 30)
     ridge(canvas, 50, 1.0, lambda x: x * 0 + 1.0, quay, dark)
-    conifers(
-        canvas,
-        49,
-        3.4,
-        4.4,
-        lit((0.16, 0.34, 0.18), 30),
-        lit((0.10, 0.22, 0.14), 30),
-        density=0.6,
-        salt=rng.random() * 9,
-    )
-    if canvas.light.disc:
-        for index in range(-4, 5):
-            _lamp(canvas, index * 13.0 + rng.uniform(-2, 2), 2.6, 48, 1.1, 0.7)
+    leaves = lit((0.16, 0.34, 0.18), 30), lit((0.10, 0.22, 0.14), 30)
+    conifers(canvas, 49, 3.4, 4.4, *leaves, density=0.6, salt=rng.random() * 9)
+    places = [index * 10.0 + rng.uniform(-2, 2) for index in range(-6, 7)]
+    if not (canvas.light.lamps or canvas.light.disc):
+        return
+    for x in places:
+        _lamp(canvas, x, 2.6, 48, 1.3, 0.85)
+        for depth, share in ((1.6, 0.30), (3.2, 0.22), (4.8, 0.14)):  # a broken streak on the water
+            _lamp(canvas, x, -depth, 48, 0.9, share)
+
+
+def _fleet(canvas: Canvas, rng: random.Random) -> None:
+    """A ferry under way, which a tracking camera follows, and two small sailing boats."""
+    lit, lamps = canvas.lit, canvas.light.lamps
+    hull = rng.choice(((0.14, 0.22, 0.42), (0.70, 0.16, 0.14), (0.14, 0.36, 0.34)))
+    size, way, phase = rng.uniform(9.5, 12), rng.choice((-1, 1)) * rng.uniform(1.6, 2.4), rng.uniform(0, TAU)
+    course = canvas.subject_x(way, rng.uniform(-2, 2))
+    pane = WINDOW if lamps else lit((0.30, 0.42, 0.55), 20)
+    ferry(canvas, course, 40.0, size, lit(hull, 20), lit((0.95, 0.93, 0.88), 20), pane, phase)
     for side in (-1, 1):
-        x, z = side * rng.uniform(5, 12), rng.uniform(19, 26)
-        sailboat(
-            canvas,
-            x,
-            z,
-            rng.uniform(2.6, 3.4),
-            lit((0.96, 0.95, 0.92), 10),
-            lit((0.24, 0.12, 0.12), 10),
-            rng.uniform(0, TAU),
-        )
+        x, z, size = side * rng.uniform(6, 12), rng.uniform(19, 26), rng.uniform(2.6, 3.4)
+        sail, wood = lit((0.96, 0.95, 0.92), 10), lit((0.24, 0.12, 0.12), 10)
+        sailboat(canvas, x, z, size, sail, wood, rng.uniform(0, TAU))

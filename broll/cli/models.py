@@ -23,6 +23,7 @@ DOES = {
     "i2v": "first picture and text to video",
     "flf2v": "first and last picture and text to video",
     "vace": "text to video (its control video comes later)",
+    "ti2v": "text to video, or first picture and text",
     None: "cannot be read",
 }
 MEGABYTE = 1_000_000
@@ -84,7 +85,7 @@ def rows() -> list[dict[str, Any]]:
         {"name": name, "here": False, "begun_bytes": size} for name, size in pulling.begun(settings).items()
     ]
     if catalog.NANO not in here:
-        row = {"name": catalog.NANO, "here": False, "does": DOES["t2v"], "source": "broll-nano"}
+        row = {"name": catalog.NANO, "here": False, "does": DOES["ti2v"], "source": "broll-nano"}
         row |= {"download_gb": 0.04, "license": "Apache-2.0", "memory_gb": 2.5}
         table.append(row | {"get": catalog.how_to_get(catalog.NANO)})
     return table + [to_get(known) for name, known in registry.read().models.items() if name not in here]

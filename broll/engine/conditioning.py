@@ -3,6 +3,7 @@
 Text     real features, then zeros up to 512 tokens, all attended (the official code masks nothing).
          Zeros embed to one and the same token, so n of them weigh as much as one whose logit is
          raised by log(n): `collapsed` keeps one and says its weight, exactly (`padded` is its slow twin).
+Latents  the first ones may be given: clean, and at time 0 while the others are noise (`held`).
 Image    y = 4 mask channels ++ 16 latents of the clip [first, 0, ..., 0 or last]; and the CLIP features.
          Mask 1 marks the frames that are given; pixel frames are folded four to a latent frame.
 
@@ -43,6 +44,7 @@ class Conditioning:
     image: Float[Tensor, "1 i c"] | None = None
     y: Float[Tensor, "1 20 f h w"] | None = None
     control: Float[Tensor, "1 _ f h w"] | None = None  # what VACE follows
+    first: Float[Tensor, "1 _ k h w"] | None = None  # latents that are given and stay as they are
 
 
 def padded(features: Float[Tensor, "b l c"], text_len: int) -> Text:
@@ -58,6 +60,11 @@ def collapsed(features: Float[Tensor, "b l c"], text_len: int) -> Text:
     bias = torch.zeros(features.shape[1] + 1, device=features.device)
     bias[-1] = math.log(missing)
     return Text(F.pad(features, (0, 0, 0, 1)), bias)
+
+
+def held(x: Latent, first: Float[Tensor, "1 _ k h w"] | None) -> Latent:
+    """The clip with its given latents in their places. WAN 2.2, wan/textimage2video.py"""
+    return x if first is None else torch.cat([first.to(x), x[:, :, first.shape[2] :]], dim=2)
 
 
 def pixels(image: Image.Image) -> UInt8[Tensor, "1 3 h w"]:

@@ -6,7 +6,7 @@ WAN 2.1       https://github.com/Wan-Video/Wan2.1 (wan/configs)   https://arxiv.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Task = Literal["t2v", "i2v", "flf2v", "vace"]
+Task = Literal["t2v", "i2v", "flf2v", "vace", "ti2v"]  # ti2v: from text, or from text and a first picture
 FPS = 16
 
 

@@ -189,7 +189,7 @@ def small(
     with_image = shape.image_dim is not None
     return ModelConfig(
         name=name,
-        task=task_of(shape),
+        task=known.get("task", task_of(shape)),
         transformer=shape,
         vae=of("vae", vae_config, detect.vae, VAEConfig()),
         text=of("text_encoder", text_config, detect.text, TextConfig()),

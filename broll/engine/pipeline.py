@@ -91,7 +91,7 @@ def _check_task(spec: VideoSpec, config: ModelConfig) -> None:
         )
     if config.task in ("i2v", "flf2v") and spec.image is None:
         raise WrongTask(f"{config.name} needs a picture to start from: give --image")
-    if config.task == "i2v" and spec.last_image:
+    if config.task in ("i2v", "ti2v") and spec.last_image:
         raise WrongTask(f"{config.name} takes no last picture; wan2.1-flf2v-14b does")
     if config.task == "flf2v" and spec.last_image is None:
         raise WrongTask(f"{config.name} needs a first and a last picture: give --last-image too")
@@ -124,6 +124,10 @@ def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning
     positive, negative = texts[0], texts[1] if len(texts) > 1 else None
     given = [pictures[a.sha256] for a in (spec.image, spec.last_image) if a is not None]
     assert spec.width and spec.height and spec.frames
+    if parts.config.task == "ti2v" and given:
+        whole = conditioning.cover(given[0], spec.width, spec.height)
+        start = conditioning.fit(whole, spec.width, spec.height, spec.preprocessing)
+        return Conditioning(positive, negative, first=parts.vae.encode(start[:, :, None]))
     if parts.config.task == "vace":
         control = vace.free(parts.vae, spec.frames, spec.height, spec.width)
         return Conditioning(positive, negative, control=control)
@@ -158,7 +162,7 @@ def generate(
     stride = parts.config.vae.spatial_stride
     grid = shapes.latent_grid(Grid(spec.frames, spec.height, spec.width), stride)
     levels = schedule(spec.steps, shift=spec.shift, grid=spec.grid, sampler=spec.sampler)
-    last = step = None if resume is None else on(resume, parts.device)
+    last = None if resume is None else on(resume, parts.device)
 
     if last is None or last.index + 1 < levels.steps:
         given = condition(spec, parts, pictures or {})
@@ -168,9 +172,10 @@ def generate(
         with step_cache.on(parts.transformer, skips), sparse.on(parts.transformer, spec):
             for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
                 yield from map(Warned, kernels.news(parts.transformer))
-                yield replace(step, resumable=step.index + 1 not in skips)
-    assert step is not None
-    yield from decode(step.x, parts)
+                last = as_seen(step, given, resumable=step.index + 1 not in skips)
+                yield last
+    assert last is not None
+    yield from decode(last.x, parts)
 
 
 def forwards(
@@ -187,12 +192,23 @@ def forwards(
 
         def run(x: Latent, index: int) -> Latent:
             full = x if given.y is None else torch.cat([x, given.y], dim=1)
-            return model(full, torch.tensor([times[index]], device=x.device), context, index)
+            time = torch.tensor([times[index]], device=x.device)
+            if given.first is not None:  # what is given is clean: time 0
+                full = conditioning.held(x, given.first)
+                time = time.repeat(1, grid.frames)
+                time[:, : given.first.shape[2]] = 0
+            return model(full, time, context, index)
 
         return run
 
     positive = forward(given.positive, "positive")
     return positive, None if given.negative is None else forward(given.negative, "negative")
+
+
+def as_seen(step: Step, given: Conditioning, *, resumable: bool) -> Step:
+    """With the latents that were given in their places: a solver moves them too, but nobody looks."""
+    x, x0 = (conditioning.held(latent, given.first) for latent in (step.x, step.x0))
+    return replace(step, x=x, x0=x0, resumable=resumable)
 
 
 def decode(latent: Latent, parts: Parts) -> Iterator[Frames]:

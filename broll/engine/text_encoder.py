@@ -12,7 +12,6 @@ import html
 import re
 from collections.abc import Iterable
 
-import ftfy
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +22,8 @@ from broll.engine.config import TextConfig
 
 def clean(text: str) -> str:
     """Repair broken encodings, unescape HTML twice, collapse white space."""
+    import ftfy  # noqa: PLC0415  who has tokens already needs none
+
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 

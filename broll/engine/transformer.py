@@ -46,7 +46,7 @@ class Context:
     control: Tokens | None = None  # embedded control video, for VACE
     control_scale: float = 1.0  # weight of its hints
     text_bias: Float[Tensor, "l"] | None = None  # weight of collapsed padding, as a logit
-    time: Float[Tensor, "b 6 m"] | None = None  # set anew for every step
+    time: Float[Tensor, "b g 6 m"] | None = None  # set anew for every step; g: one, or one of each latent frame
     branch: str = "positive"
     step: int = 0
     memory: KeysValues | None = field(default_factory=dict)  # cross-attention keys and values; None: no reuse
@@ -151,11 +151,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tokens, context: Context) -> Tokens:
         assert context.time is not None, "a context gets its time in Transformer.forward"
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + context.time).chunk(6, dim=1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation + context.time).unbind(2)
         low = context.dtype
-        x = x + gate1 * self.self_attn(modulate(self.norm1(x), shift1, scale1).to(low), context)
+        x = x + by_frame(gate1, self.self_attn(modulate(self.norm1(x), shift1, scale1).to(low), context))
         x = x + self.cross_attn(self.norm3(x).to(low), context)
-        return x + gate2 * self.ffn(modulate(self.norm2(x), shift2, scale2).to(low))
+        return x + by_frame(gate2, self.ffn(modulate(self.norm2(x), shift2, scale2).to(low)))
 
 
 class Head(nn.Module):
@@ -165,8 +165,8 @@ class Head(nn.Module):
         self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
-    def forward(self, x: Tokens, e: Float[Tensor, "b m"]) -> Float[Tensor, "b n p"]:
-        shift, scale = (self.modulation + e[:, None]).chunk(2, dim=1)
+    def forward(self, x: Tokens, e: Float[Tensor, "b g m"]) -> Float[Tensor, "b n p"]:
+        shift, scale = (self.modulation + e[:, :, None]).unbind(2)
         return self.head(modulate(self.norm(x), shift, scale))
 
 
@@ -234,11 +234,15 @@ class Transformer(nn.Module):
         )
 
     def forward(
-        self, x: Latent, t: Float[Tensor, "b"], context: Context, step: int = 0
+        self, x: Latent, t: Float[Tensor, "b"] | Float[Tensor, "b f"], context: Context, step: int = 0
     ) -> Float[Tensor, "b o f h w"]:
-        """Velocity at latent x [b, in_dim, f, h, w] and time t in 0..1000; [b, out_dim, f, h, w] in fp32."""
-        e = self.time_embedding(time_features(t, self.config.freq_dim))
-        time = self.time_projection(e).unflatten(1, (6, -1))
+        """Velocity at latent x [b, in_dim, f, h, w] and time t in 0..1000; [b, out_dim, f, h, w] in fp32.
+
+        Frames that are already clean have time 0 while the others are at t: then t is given for each latent frame.
+        """
+        t = t[:, None] if t.dim() == 1 else t
+        e = self.time_embedding(time_features(t.flatten(), self.config.freq_dim)).unflatten(0, t.shape)
+        time = self.time_projection(e).unflatten(2, (6, -1))
         tokens = patches(self.patch_embedding, x)
         tokens = self.stack(tokens, replace(context, time=time, step=step))
         return self._unpatchify(self.head(tokens, e), context.grid)
@@ -280,8 +284,14 @@ def patches(embed: nn.Module, x: Float[Tensor, "b _ f h w"]) -> Tokens:
     return embed(x.float()).flatten(2).transpose(1, 2).contiguous()
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return torch.addcmul(shift, x, 1 + scale)
+def modulate(x: Tokens, shift: Float[Tensor, "b g m"], scale: Float[Tensor, "b g m"]) -> Tokens:
+    """Shift and scale the tokens, each of the g equal parts of a clip by its own."""
+    parts = x.unflatten(1, (shift.shape[1], -1))
+    return torch.addcmul(shift[:, :, None], parts, 1 + scale[:, :, None]).flatten(1, 2)
+
+
+def by_frame(gate: Float[Tensor, "b g m"], x: Tensor) -> Tensor:
+    return (gate[:, :, None] * x.unflatten(1, (gate.shape[1], -1))).flatten(1, 2)
 
 
 def time_features(t: Float[Tensor, "b"], dim: int) -> Float[Tensor, "b f"]:

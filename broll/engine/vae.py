@@ -54,7 +54,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        unit, gain = F.normalize(x.float(), dim=1).to(x.dtype), self.scale * self.gamma
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
+        unit, gain = (x / length).to(x.dtype), self.scale * self.gamma  # no copy of x in fp32
         return unit * gain if torch.is_grad_enabled() else unit.mul_(gain)
 
 
@@ -92,7 +93,9 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         y = frames_to_batch(x)
-        q, k, v = self.to_qkv(self.norm(y)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        # contiguous: on the transposed view every fused kernel declines, and all logits of a frame are written out
+        qkv = self.to_qkv(self.norm(y)).flatten(2).transpose(1, 2).contiguous()
+        q, k, v = qkv[:, None].chunk(3, dim=-1)
         out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape_as(y)
         return x + batch_to_frames(self.proj(out), x.shape[0])
 

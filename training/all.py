@@ -1,0 +1,108 @@
+"""The whole recipe, one stage after the other: `python -m training.all --device cuda`.
+
+CPU cores render from the first to the last stage but one. What each stage leaves is exported at once, so that a run
+that is cut short is not lost: call it again, and it goes on. The text encoder comes first and from captions alone
+(`python -m training.text`), on any CPU: a run that has one already (runs/nano/text.pt) does not train it again.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training import evaluate, export, measures, render, run, student, text, transformer, vae
+
+
+def stages(
+    numbers: dict[str, Any], device: str, out: Path, count: int, recipe: str | None
+) -> list[tuple[str, Callable[[], object]]]:
+    """Name and work of each stage."""
+    model = out / "nano" / "broll_nano" / "model"
+    measured = out / "training" / measures.FILE.name
+    measured.parent.mkdir(parents=True, exist_ok=True)
+    minutes = numbers["minutes"][device]
+
+    def judge() -> None:
+        runs, facts = evaluate.evaluate(model, device, count, 1, measured)
+        found = evaluate.report(runs, facts, out, count, 1, device, measured)
+        (out / "report.json").write_text(json.dumps(found, indent=1))
+        print(json.dumps(found), flush=True)
+
+    return [
+        ("fill", lambda: render.render_all(numbers, device, 0, workers() + 1, 60 * minutes["fill"])),
+        ("text", lambda: text_once(numbers)),
+        ("vae", lambda: vae.train(numbers, device)),
+        ("transformer", lambda: transformer.train(numbers, device)),
+        ("export", lambda: export.export(numbers, model)),
+        ("student", lambda: taught(numbers, device, recipe, measured)),
+        ("export", lambda: export.export(numbers, model)),
+        ("evaluate", judge),
+    ]
+
+
+def text_once(numbers: dict[str, Any]) -> None:
+    if not (run.work_folder(numbers) / "text.pt").exists():
+        text.train(numbers)
+
+
+def taught(numbers: dict[str, Any], device: str, recipe: str | None, measured: Path) -> None:
+    """The student, and beside it the measures, which keep the cores busy."""
+    command = [sys.executable, "-m", "training.measures", "--device", device, "--out", str(measured)]
+    measuring = subprocess.Popen([*command, *(("--recipe", recipe) if recipe else ())], cwd=run.ROOT)  # noqa: S603
+    student.train(numbers, device)
+    if measuring.wait():
+        raise SystemExit("training.measures failed")
+
+
+def pack(out: Path, folder: Path, piece: int = 15 * 2**20) -> None:
+    """All that a run leaves under `out`, and the logs, as pieces of one tar: some machines give back small files only."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        for path in (out / "nano", out / "docs", out / "training" / measures.FILE.name, out / "report.json"):
+            if path.exists():
+                tar.add(path, path.name)
+    for place, start in enumerate(range(0, whole.tell(), piece)):
+        (folder / f"nano.tar.{place}").write_bytes(whole.getbuffer()[start : start + piece])
+
+
+def workers() -> int:
+    """Cores that render beside: all but two."""
+    return max(1, len(os.sched_getaffinity(0)) - 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--out", type=Path, default=run.ROOT, help="folder that nano/ and docs/ are written under"
+    )
+    parser.add_argument("--count", type=int, default=300, help="prompts of the evaluation")
+    parser.add_argument("--pack", type=Path, help="also leave the results here, in pieces of 15 MB")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    numbers, begin = run.recipe(args.recipe), time.monotonic()
+    log = run.Log(run.work_folder(numbers) / "all.jsonl")
+    beside = render.beside(args.recipe, workers(), 1, workers() + 1)
+    beside.__enter__()
+    for name, work in stages(numbers, args.device, args.out, args.count, args.recipe):
+        if name == "student":
+            beside.__exit__(None, None, None)  # the measures need the cores
+        work()
+        log(stage=name, minutes=(time.monotonic() - begin) / 60)
+        if args.pack and name in ("export", "evaluate"):
+            pack(args.out, args.pack)
+
+
+if __name__ == "__main__":
+    main()
