@@ -48,6 +48,9 @@ PACKAGES = (
 )
 
 
+SHORTEST = 3  # seconds; making a model takes two
+
+
 def without_pydantic() -> None:
     """The engine names VideoSpec in signatures, and pydantic makes it; no clip is asked for here, so where pydantic is
     not installed an empty class has its name.
@@ -110,6 +113,8 @@ def main() -> None:
     from benchmarks.on_gpu.bench import Bench
 
     device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --tiny --device cpu shows that all of it runs")
     bench = Bench(
         device, seconds=args.seconds, began=BEGAN, json=args.json, tiny=args.tiny, compiled=args.compile
     )
@@ -119,6 +124,9 @@ def main() -> None:
         for part in args.parts:
             module, function = PARTS[part]
             bench.part = part
+            if bench.left < SHORTEST and not args.tiny:
+                bench.add("this part", {"skipped": f"{max(0, bench.left):.0f} s are left"})
+                continue
             try:
                 measure = getattr(importlib.import_module(f"benchmarks.on_gpu.{module}"), function)
                 gc.freeze()  # what was imported stays; looking through it before every row takes tenths of a second

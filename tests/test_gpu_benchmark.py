@@ -17,6 +17,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 runpy.run_module("benchmarks.gpu", run_name="__main__")
 """
+FP8 = {"fp8 by rows, as the engine", "fp8 by rows, fast sums"}  # not every torch multiplies them on a CPU
 ON_GPU_ONLY = {f"attention {size}, {name}" for size in ("480p", "720p") for name in ("cudnn", "efficient")}
 
 
@@ -43,7 +44,7 @@ def test_every_part_runs_where_only_torch_and_transformers_are_installed_and_sma
         "vae",
         "diffusers",
     }
-    assert {row["name"] for row in rows if "failed" in row and row["part"] != "end"} == ON_GPU_ONLY
+    assert {row["name"] for row in rows if "failed" in row and row["part"] != "end"} - FP8 == ON_GPU_ONLY
     errors = {row["name"]: row["error"] for row in rows if "error" in row}
     assert max(error for name, error in errors.items() if "float32" in name and "fp8 mul" not in name) < 1e-6
     assert max(errors.values()) < 0.05

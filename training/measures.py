@@ -238,6 +238,10 @@ def train(numbers: dict[str, Any], device: str = "cpu", file: Path = FILE) -> No
     examples = Examples.of((load_clip(folder, i) for i in plain), plain, seed)
     examples = examples + Examples.of(through(taught), taught, seed)
     judged = Examples.of(through(test), test, seed)
+    # Of the flow and the light alone: small, and enough to try other classes without rendering again.
+    numbers_of = {k: {"camera": e.features.camera, "light": e.features.light, **e.labels}
+                  for k, e in (("taught", examples), ("judged", judged))}  # fmt: skip
+    run.save(folder / "measures.pt", numbers_of)
     model = Measures().to(device)
     fit(model, examples.to(device))
     model.cpu()

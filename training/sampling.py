@@ -1,6 +1,5 @@
 """Many clips at once by the engine's own samplers: what teaches the student, and what is evaluated."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -30,16 +29,11 @@ def encode(encoder: TextEncoder, ids: list[list[int]], width: int = 0) -> Text:
     return collapsed(features * mask[..., None], encoder.text_len)
 
 
-def velocity(
-    model: Transformer, x: Tensor, times: Tensor, prompt: Text, forward: Callable[..., Tensor] | None = None
-) -> Tensor:
-    """Of x [b, c, f, h, w] at times [b, f] (or [b]), in fp32; with gradients, so nothing is remembered.
-
-    `forward`: the model's own, compiled.
-    """
+def velocity(model: Transformer, x: Tensor, times: Tensor, prompt: Text) -> Tensor:
+    """Of x [b, c, f, h, w] at times [b, f] (or [b]), in fp32; with gradients, so nothing is remembered."""
     with run.autocast(x.device.type):
         context = model.context(Grid(*x.shape[2:]), prompt.features, text_bias=prompt.bias)
-        return (forward or model)(x, times, replace(context, memory=None)).float()
+        return model(x, times, replace(context, memory=None)).float()
 
 
 def guided(

@@ -16,7 +16,6 @@ import argparse
 import functools
 import math
 import random
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from broll.engine.conditioning import Text
 from broll.engine.config import TransformerConfig
-from broll.engine.transformer import Transformer
+from broll.engine.transformer import Block, Transformer
 from training import run, text, vae
 from training.draws import Draws
 from training.latents import Latents
@@ -73,14 +72,13 @@ def tempi(frames: int, motion: float) -> tuple[Tensor, Tensor]:
 
 
 def loss(
-    model: Transformer, x0: Tensor, prompt: Text, sigma: Tensor, given: Tensor, motion: float = 1.0,
-    forward: Callable[..., Tensor] | None = None,
-) -> Tensor:  # fmt: skip
+    model: Transformer, x0: Tensor, prompt: Text, sigma: Tensor, given: Tensor, motion: float = 1.0
+) -> Tensor:
     """Mean squared error of the velocity, by tempo. x0 [b, c, f, h, w], sigma [b], given [b, f]."""
     noise = torch.randn_like(x0)
     levels = sigma[:, None] * ~given
     level = levels[:, None, :, None, None]
-    v = velocity(model, (1 - level) * x0 + level * noise, 1000 * levels, prompt, forward)
+    v = velocity(model, (1 - level) * x0 + level * noise, 1000 * levels, prompt)
     basis, weight = (tensor.to(x0.device) for tensor in tempi(x0.shape[2], motion))
     wrong = (v - (noise - x0)) * ~given[:, None, :, None, None]
     error = torch.einsum("kf,bcfhw->bchwk", basis, wrong)
@@ -92,6 +90,14 @@ def start(numbers: dict[str, Any], device: str) -> Transformer:
     model = Transformer(config(numbers))
     torch.nn.init.zeros_(model.head.head.weight)
     return model.to(device)
+
+
+def compile_blocks(model: Transformer) -> None:
+    """All blocks by one graph, and a second one for any other number of tokens: so none is told which it is."""
+    for block in model.blocks:
+        assert isinstance(block, Block)
+        block.self_attn.layer = block.cross_attn.layer = 0
+        block.compile()
 
 
 class Trainer:
@@ -107,7 +113,8 @@ class Trainer:
             Muon(inside, self.own["lr_muon"]),
             torch.optim.AdamW(self.outside, self.own["lr"], (0.9, 0.98), fused=True),
         ]
-        self.compiled = torch.compile(self.model.forward) if self.own["compile"][device] else None
+        if self.own["compile"][device]:
+            compile_blocks(self.model)
         self.rates = [self.own["lr_muon"], self.own["lr"]]
         self.average = run.MovingAverage(self.model, self.own["ema"])
         self.path = run.work_folder(numbers) / "transformer.pt"
@@ -125,8 +132,7 @@ class Trainer:
     def learn(self, step: int, x0: Tensor, prompt: Text, rng: random.Random) -> Tensor:
         sigma = noise_levels(len(x0), self.own["shift"]).to(self.device)
         given = given_frames(len(x0), x0.shape[2], self.own["given"], rng).to(self.device)
-        whole = x0.shape[2] == max(self.own["latent_frames"])  # one shape only is worth the compiler's time
-        value = loss(self.model, x0, prompt, sigma, given, self.own["motion"], self.compiled if whole else None)
+        value = loss(self.model, x0, prompt, sigma, given, self.own["motion"])
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.outside, 1.0)
         for optimizer, rate in zip(self.optimizers, self.rates, strict=True):
@@ -157,6 +163,7 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
     log = run.Log(run.work_folder(numbers) / "transformer.jsonl")
     per_latent = numbers["clip"]["height"] * numbers["clip"]["width"] // 1024  # tokens: 32 x 32 pixels each
     losses: list[Tensor] = []
+    step = trainer.first - 1
     with Draws(numbers, rng, own["drop_text"]) as draws:
         pool.grow(own["first"])
         for step in trainer.clock.steps(trainer.first):

@@ -137,6 +137,7 @@ def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor
 
 
 def train(numbers: dict[str, Any], device: str = "cpu") -> None:
+    torch.backends.cudnn.benchmark = True  # few shapes, seen often
     folder, minutes = run.work_folder(numbers), numbers["minutes"][device]["vae"]
     numbers_vae, rng = numbers["vae"], random.Random()  # unseeded: after a restart, other crops
     clips = Clips(folder, device, numbers_vae["clips"])
@@ -162,7 +163,10 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
             optimizer.load_state_dict(saved)
         average.values, average.updates = state["average"], state["step"]
     log, clock = run.Log(folder / "vae.jsonl"), run.Clock(minutes, state["spent"])
+    if clock.spent >= minutes and (folder / "vae_final.pt").exists():
+        return
     errors: list[Tensor] = []
+    step = state["step"] - 1
     for step in clock.steps(state["step"]):
         share, *shape = rng.choice(numbers_vae["crops"])
         if step % 50 == 0 or step == state["step"]:

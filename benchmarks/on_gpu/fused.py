@@ -39,7 +39,7 @@ def turned(y: Tensor, weight: Tensor, own: Tensor, other: Tensor, heads: int, ep
     """`own` and `other`: what a number, and the one that makes a pair with it, are multiplied by; [n, d]."""
     z = F.rms_norm(y.float(), (y.shape[-1],), weight, eps).unflatten(-1, (heads, -1))
     swapped = z.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return (z * own[:, None] + swapped * other[:, None]).to(y.dtype)
+    return (z * own.unsqueeze(1) + swapped * other.unsqueeze(1)).to(y.dtype)
 
 
 def normed(y: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -9,13 +9,15 @@ from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from benchmarks.on_gpu import models
-from benchmarks.on_gpu.bench import Bench, Figures, between
+from benchmarks.on_gpu.bench import Bench, Figures, between, relative
 from broll.engine import counts
+from broll.engine import vae as engine
 from broll.engine.config import TextConfig, VAEConfig
-from broll.engine.vae import VAE
+from broll.engine.vae import VAE, FrameAttention, RMSNorm
 
 F32, BF16 = torch.float32, torch.bfloat16
 SOME = 6  # latents
@@ -51,6 +53,8 @@ def run(bench: Bench) -> None:
 
 
 def more(bench: Bench) -> None:
+    cost = seconds(bench, "decode", "720p", "convolution", 2 * SOME)
+    bench.attempt("VAE decode 720p, norms in one pass", cost + 10, lambda: in_one_pass(bench, "720p"))
     bench.attempt("kernels of a latent's decoding, 480p", 3, lambda: looked_into(bench))
     for size in ("720p", "480p"):
         autoencoder(bench, size, "decode", lowest(bench), last=False)
@@ -99,7 +103,11 @@ def streamed(bench: Bench, size: str, way: str, dtype: torch.dtype, *, last: boo
     model, frames = vae(bench, dtype, last=last), bench.latent(size).frames
     begin = decoded if way == "decode" else encoded
     timed(bench, begin(bench, model, size, 3))  # every shape that comes
-    times = timed(bench, begin(bench, model, size, min(frames, SOME)))
+    return counted(bench, size, way, timed(bench, begin(bench, model, size, min(frames, SOME))))
+
+
+def counted(bench: Bench, size: str, way: str, times: list[float]) -> Figures:
+    frames = bench.latent(size).frames
     whole = sum(times) + (frames - len(times)) * median(times[2:] or times)
     return {
         "seconds": whole, "tflops": operations(bench, way, size) / whole / 1e12,
@@ -124,6 +132,49 @@ def encoded(bench: Bench, model: VAE, size: str, latents: int) -> Iterator[Tenso
     lengths = [1] + [4] * (latents - 1)
     shapes = [(1, 3, length, grid.height, grid.width) for length in lengths]
     return model.encode_stream([torch.rand(shape, device=bench.device) * 2 - 1 for shape in shapes])
+
+
+# --- norm and SiLU in one pass ----------------------------------------------------------------------------
+
+
+def normed(x: Tensor, gain: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
+    return (x / length).to(x.dtype) * gain
+
+
+def activated(x: Tensor, gain: Tensor) -> Tensor:
+    return F.silu(normed(x, gain))
+
+
+class OnePass(nn.Module):
+    def __init__(self, norm: RMSNorm, fast: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gain, self._fast = norm.scale * norm.gamma, fast
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._fast(x, self.gain)
+
+
+def in_one_pass(bench: Bench, size: str) -> Figures:
+    """Channels last; and how far its first frames are from those of the norm and SiLU as they are."""
+    compiled = bench.compiled and bench.device.type == "cuda"
+    fast = [torch.compile(f, dynamic=True) if compiled else f for f in (normed, activated)]
+    model = vae(bench, lowest(bench), last=True)
+    grid = bench.latent(size)
+    z = torch.randn(1, 16, min(SOME, grid.frames), grid.height, grid.width, device=bench.device)
+    wanted = model.decode(z[:, :, :2])
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, RMSNorm):
+                setattr(parent, name, OnePass(child, fast[not isinstance(parent, FrameAttention)]))
+    before, engine.activated = engine.activated, lambda x: x
+    try:
+        out = model.decode(z[:, :, :3])[:, :, : wanted.shape[2]]
+        times = timed(bench, model.decode_stream(z))
+    finally:
+        engine.activated = before
+    error = relative(out, wanted.cpu())
+    return counted(bench, size, "decode", times) | {"error": error}
 
 
 # --- text -------------------------------------------------------------------------------------------------

@@ -168,15 +168,19 @@ def fourteen(bench: Bench) -> None:
     model = made(bench, NAME)
     for size, blocks in (("480p", None), ("720p", SOME)):
         exact(bench, model, NAME, size, blocks)
-    for kind, way in (("", Way()), (", fused", Way(fused(bench, model)))):
-        row = f"720p kernels of a block{kind}"
-        bench.attempt(row, 2, partial(looked_into, bench, model, "720p", way))
+    listed(bench, model)
     by_flex(bench, model, "720p")
     if eight_bits(bench, model, ("720p", "480p"), fast=True):
         by_flex(bench, model, "720p", "fp8, ")
     del model
     bench.forget()
     offloaded(bench)
+
+
+def listed(bench: Bench, model: Transformer) -> None:
+    for kind, way in (("", Way()), (", fused", Way(fused(bench, model)))):
+        row = f"720p kernels of a block{kind}"
+        bench.attempt(row, 2, partial(looked_into, bench, model, "720p", way))
 
 
 def small(bench: Bench) -> None:
