@@ -6,6 +6,7 @@ that is cut short is not lost: call it again, and it goes on. The text encoder c
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
@@ -64,7 +65,8 @@ def taught(numbers: dict[str, Any], device: str, recipe: str | None, measured: P
 
 
 def pack(out: Path, folder: Path, piece: int = 15 * 2**20) -> None:
-    """All that a run leaves under `out`, and the logs, as pieces of one tar: some machines give back small files only."""
+    """What a run leaves under `out`, as pieces of one tar: some machines give back small files only."""
+    folder.mkdir(parents=True, exist_ok=True)
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
         for path in (out / "nano", out / "docs", out / "training" / measures.FILE.name, out / "report.json"):
@@ -93,15 +95,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     numbers, begin = run.recipe(args.recipe), time.monotonic()
     log = run.Log(run.work_folder(numbers) / "all.jsonl")
-    beside = render.beside(args.recipe, workers(), 1, workers() + 1)
-    beside.__enter__()
-    for name, work in stages(numbers, args.device, args.out, args.count, args.recipe):
-        if name == "student":
-            beside.__exit__(None, None, None)  # the measures need the cores
-        work()
-        log(stage=name, minutes=(time.monotonic() - begin) / 60)
-        if args.pack and name in ("export", "evaluate"):
-            pack(args.out, args.pack)
+    with contextlib.ExitStack() as rendering:
+        rendering.enter_context(render.beside(args.recipe, workers(), 1, workers() + 1))
+        for name, work in stages(numbers, args.device, args.out, args.count, args.recipe):
+            if name == "student":
+                rendering.close()  # the measures need the cores
+            work()
+            log(stage=name, minutes=(time.monotonic() - begin) / 60)
+            if args.pack and name in ("export", "evaluate"):
+                pack(args.out, args.pack)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ PAN, TILT, ORBIT = (math.radians(d) for d in (36.0, 20.0, 60.0))  # whole clip, 
 SCALE = 1.7  # how much larger the subject gets over a zoom or a dolly
 CROSSING = 0.7  # frame widths that the subject's depth travels over a truck or a tracking shot
 LIFT = 0.24  # rise of a crane, in distances to the subject
-FLIGHT, HIGH, STEEP = (
-    0.8,
-    0.28,
-    0.26,
-)  # of an aerial shot: way and height in distances to the subject; pitch, radians
+FLIGHT, HIGH = 0.8, 0.28  # way and height of an aerial shot, in distances to the subject
+STEEP = 0.26  # its pitch, radians
 SHAKE = math.radians(1.3)  # of a hand that holds a camera
 FOCAL = 0.866  # focal length in frame widths: 60 degrees of horizontal view
 

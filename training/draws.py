@@ -9,7 +9,7 @@ from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -40,7 +40,7 @@ class Draws:
         self._pool.submit(len, ())  # so that it starts now
         self._queue: deque[tuple[Draw, Future[Ids]]] = deque()
 
-    def __enter__(self) -> "Draws":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -54,7 +54,10 @@ class Draws:
         rng = self._rng
         places = [rng.randrange(len(indices)) for _ in range(count)]
         mirrored = [rng.random() < 0.5 for _ in places]
-        wanted = [(indices[p], m, rng.random() < self._drop, rng.getrandbits(31)) for p, m in zip(places, mirrored, strict=True)]  # fmt: skip
+        wanted = [
+            (indices[p], m, rng.random() < self._drop, rng.getrandbits(31))
+            for p, m in zip(places, mirrored, strict=True)
+        ]
         future = self._pool.submit(_ids, self._seed, wanted)
         self._queue.append((Draw(places, mirrored, frames, []), future))
 

@@ -1,8 +1,9 @@
 """Does nano do what it is told? `python -m training.evaluate` generates, measures, and writes nano/REPORT.md.
 
-Prompts come from the caption grammar with seeds that training never used, a third of them in words that it never used,
-each camera move equally often; a prompt that leaves a label out is not judged on it. The measures (training/measures.py)
-have never seen a generated clip, and are themselves tested first, on held-out renders after the autoencoder's round trip.
+Prompts come from the caption grammar with seeds that training never used, a third of them in words that it never
+used, each camera move equally often; a prompt that leaves a label out is not judged on it. The measures
+(training/measures.py) have never seen a generated clip, and are themselves tested first, on held-out renders after the
+autoencoder's round trip.
 """
 
 import argparse
@@ -144,10 +145,12 @@ def evaluate(
     prompts, seeds, few = [a.prompt for a in asked], [1000 + i for i in range(count)], max(4, count // 8)
     latents = {"teacher": maker.latents(prompts, seeds)}
     facts = quality.autoencoder(parts, device, few, seed) | {"picture": from_pictures(maker, few, seed)}
-    several = maker.latents([p for p in prompts[:few] for _ in range(3)], [3000 + i for i in range(3 * few)])
+    again = [p for p in prompts[:few] for _ in range(3)]
+    several = maker.latents(again, [3000 + i for i in range(len(again))])
     facts["diversity"] = quality.diversity(several, 3)
-    if student(parts.transformer, folder):
-        maker.how |= {"steps": 4, "guidance": 1.0, "sampler": "euler", "grid": "distilled"}
+    wanted = student(parts.transformer, folder)
+    if wanted:
+        maker.how |= wanted
         latents["student"] = maker.latents(prompts, seeds)
         facts["student's picture"] = from_pictures(maker, few, seed)
     return judge(maker, asked, latents, model), facts

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from broll.engine import weights
+from broll.engine.lora_facts import facts
+from broll.engine.lora_files import read
 from broll.engine.transformer import Transformer
 from training import run, text, transformer, vae
 from training.clips import rendered
@@ -150,16 +152,24 @@ def export_student(numbers: dict[str, Any], folder: Path) -> None:
 
 
 @torch.no_grad()
-def student(model: Transformer, folder: Path) -> bool:
-    """Turn a loaded model into its student; False where the folder has none."""
+def student(model: Transformer, folder: Path) -> dict[str, Any]:
+    """Turn a loaded model into its student, and say how that one is sampled; nothing where the folder has none."""
     if not (folder / STUDENT).exists():
-        return False
-    state = load_file(folder / STUDENT)
-    for name in (key.removesuffix(".lora_A.weight") for key in state if key.endswith(".lora_A.weight")):
-        weight = model.get_parameter(name.removeprefix("diffusion_model.") + ".weight")
-        pair = [state[f"{name}.lora_{part}.weight"].to(weight) for part in ("B", "A")]
-        weight += pair[0] @ pair[1]
-    return True
+        return {}
+    for name, (down, up) in adapters(folder / STUDENT).items():
+        weight = model.get_parameter(f"{name}.weight")
+        weight += up.to(weight) @ down.to(weight)
+    how = facts(read(folder / STUDENT))
+    assert how is not None, "export_student writes it"
+    return {key: getattr(how, key) for key in ("steps", "guidance", "shift", "sampler", "grid")}
+
+
+def adapters(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Down and up of an exported student, by the Linear's name."""
+    state = floats(file)
+    downs = [key for key in state if ".lora_A." in key]
+    named = {key.removeprefix("diffusion_model.").removesuffix(".lora_A.weight"): key for key in downs}
+    return {name: (state[key], state[key.replace("lora_A", "lora_B")]) for name, key in named.items()}
 
 
 def export_vae(numbers: dict[str, Any], folder: Path) -> None:
@@ -198,7 +208,7 @@ def restore(numbers: dict[str, Any], folder: Path) -> None:
     Optimizers start anew and no minutes count as spent; a run that has its own checkpoints is left alone.
     """
     work = run.work_folder(numbers)
-    files = [work / name for name in ("vae_final.pt", "text.pt", "transformer.pt")]
+    files = [work / name for name in ("vae_final.pt", "text.pt", "transformer.pt", "student.pt")]
     there = [path.name for path in files if path.exists()]
     if there:
         raise SystemExit(f"{work} already has {', '.join(there)}")
@@ -212,6 +222,8 @@ def restore(numbers: dict[str, Any], folder: Path) -> None:
     names = weights.TRANSFORMER_FROM_DIFFUSERS
     model = {weights.rename(n, names): t for n, t in floats(folder / "transformer" / stem).items()}
     run.save(files[2], {"model": model, "average": model, "step": 0, "spent": 0.0, "clips": 0})
+    if (folder / STUDENT).exists():
+        run.save(files[3], {"adapters": adapters(folder / STUDENT), "teacher": 0, "updates": 0, "spent": 0.0})
 
 
 def floats(path: Path) -> dict[str, Tensor]:

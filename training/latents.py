@@ -1,8 +1,8 @@
 """Encode the rendered clips with the trained autoencoder: `python -m training.latents`.
 
-One file a clip, of the clip and its mirror image, so that it can stop, go on, and run beside the renderer. The autoencoder
-is causal: the first k latents of a clip are the latents of its first 4k - 3 frames, so one encoding serves every length.
-An encoded clip's pixels are deleted, but for those that the measures need.
+One file a clip, of the clip and its mirror image, so that it can stop, go on, and run beside the renderer. The
+autoencoder is causal: the first k latents of a clip are the latents of its first 4k - 3 frames, so one encoding
+serves every length. An encoded clip's pixels are deleted, but for those that the measures need.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     camera, speed   DIS optical flow over a quarter second, ten times a clip: its mean and spread on a 6 x 10 grid, and
                     the mean of each; small networks name the move, and its speed, from these 260 numbers
     light           mean colours on a 3 x 4 grid and their spread; a linear classifier
-    scene, style    small convolutional networks on three frames, a third of the clip apart; the style's also has the flow
+    scene, style    small convolutional networks on the first, middle and last frame; the style's also has the flow
 
 They learn from the renderer's own labels, on renders and on renders that went through the autoencoder, and are
 tested on held-out ones after that round trip. They never see a generated clip.
@@ -16,7 +16,7 @@ import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +140,13 @@ class Examples:
     labels: dict[str, Tensor]
 
     @classmethod
-    def of(cls, clips: Iterable[Tensor], indices: list[int], seed: int) -> "Examples":
-        return cls(stack(list(in_processes(clips))), targets([scene(i, seed) for i in indices]))
+    def of(cls, seen: list[Features], indices: list[int], seed: int) -> "Examples":
+        return cls(stack(seen), targets([scene(i, seed) for i in indices]))
 
     def to(self, device: str) -> "Examples":
         of = self.features
         moved = Features(of.camera.to(device), of.light.to(device), of.frames.to(device))
         return Examples(moved, {k: v.to(device) for k, v in self.labels.items()})
-
-    def __add__(self, other: "Examples") -> "Examples":
-        labels = {k: torch.cat([v, other.labels[k]]) for k, v in self.labels.items()}
-        pairs = [
-            torch.cat([getattr(e.features, k) for e in (self, other)]) for k in ("camera", "light", "frames")
-        ]
-        return Examples(Features(*pairs), labels)
 
 
 def _one_thread() -> None:
@@ -202,13 +195,13 @@ def accuracy(model: Measures, examples: Examples) -> dict[str, float]:
     return {k: float(v.float().mean()) for k, v in right.items()}
 
 
-def fit(model: Measures, examples: Examples, epochs: int = 60) -> None:
+def fit(model: Measures, examples: Examples, epochs: int) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.02)
     of, count = examples.features, len(examples.features.camera)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=epochs * (count // 64 + 1))
     for _ in range(epochs):
         model.train()
-        for picked in torch.randperm(count).split(64):
+        for picked in torch.randperm(count).tensor_split(count // 64 + 1):  # alike: a norm needs two
             camera = of.camera[picked]
             camera = camera * (1 + 0.1 * torch.randn_like(camera[:, :1])) + 0.03 * torch.randn_like(camera)
             logits = model(Features(camera, of.light[picked], of.frames[picked]))
@@ -235,15 +228,16 @@ def train(numbers: dict[str, Any], device: str = "cpu", file: Path = FILE) -> No
         latents = (torch.load(latents_path(folder, i), weights_only=True)[0] for i in indices)
         return decoded(latents, decoder, device)
 
-    examples = Examples.of((load_clip(folder, i) for i in plain), plain, seed)
-    examples = examples + Examples.of(through(taught), taught, seed)
-    judged = Examples.of(through(test), test, seed)
+    clips = chain((load_clip(folder, i) for i in plain), through(taught), through(test))
+    seen, known = list(in_processes(clips)), len(plain) + len(taught)
+    examples = Examples.of(seen[:known], plain + taught, seed)
+    judged = Examples.of(seen[known:], test, seed)
     # Of the flow and the light alone: small, and enough to try other classes without rendering again.
     numbers_of = {k: {"camera": e.features.camera, "light": e.features.light, **e.labels}
                   for k, e in (("taught", examples), ("judged", judged))}  # fmt: skip
     run.save(folder / "measures.pt", numbers_of)
     model = Measures().to(device)
-    fit(model, examples.to(device))
+    fit(model, examples.to(device), own["epochs"])
     model.cpu()
     found = accuracy(model, judged)
     save_file(model.state_dict(), file, {k: str(v) for k, v in found.items()})

@@ -62,7 +62,7 @@ def flicker(clip: Tensor) -> float:
 
 
 def diversity(latents: Tensor, seeds: int) -> float:
-    """How far clips of one prompt lie apart, over how far clips of different prompts do: latents [prompts * seeds, ...]."""
+    """How far clips of one prompt lie apart, over how far those of two prompts do: latents [prompts * seeds, ...]."""
     flat = latents.flatten(1)
     apart = torch.cdist(flat, flat)
     group = torch.arange(len(flat)) // seeds
@@ -72,11 +72,9 @@ def diversity(latents: Tensor, seeds: int) -> float:
 
 
 def autoencoder(parts: Parts, device: str, count: int, seed: int) -> dict[str, float]:
-    """Fresh renders there and back, all 81 frames, those of the style `film` apart; and the renders' own flicker."""
-    rng, values = (
-        random.Random(f"psnr/{seed}"),
-        {"psnr": [], "ssim": [], "grainy psnr": [], "renders' flicker": []},
-    )
+    """Fresh renders there and back, all frames, those of the style `film` apart; and the renders' own flicker."""
+    rng = random.Random(f"psnr/{seed}")
+    values: dict[str, list[float]] = {"psnr": [], "ssim": [], "grainy psnr": [], "renders' flicker": []}
     for _ in range(count):
         scene = draw(rng)
         video = rendered(scene, parts, frames=parts.config.defaults.frames)

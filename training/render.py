@@ -74,7 +74,7 @@ def render_all(
     for count, index in enumerate(range(first, numbers["render"]["count"], stride)):
         if clip_path(folder, index).exists() or latents_path(folder, index).exists():
             continue
-        while len(os.listdir(folder / "clips")) >= numbers["render"]["ahead"]:
+        while sum(1 for _ in (folder / "clips").iterdir()) >= numbers["render"]["ahead"]:
             time.sleep(0.5)
             if time.monotonic() > end or os.getppid() == 1:  # who started it is gone
                 return
@@ -90,8 +90,11 @@ def beside(recipe: str | None, workers: int, first: int, stride: int) -> Iterato
     """Processes of one thread each that render while the block runs."""
     command = [sys.executable, "-m", "training.render", "--stride", str(stride)]
     command += ["--recipe", recipe] if recipe else []
-    quiet = {"stdout": subprocess.DEVNULL, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "cwd": run.ROOT}
-    started = [subprocess.Popen([*command, "--first", str(first + k)], **quiet) for k in range(workers)]  # type: ignore[call-overload]
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen([*command, "--first", str(first + k)], stdout=subprocess.DEVNULL, env=alone, cwd=run.ROOT)  # noqa: S603
+        for k in range(workers)
+    ]  # fmt: skip
     try:
         yield
     finally:

@@ -115,8 +115,8 @@ def write(
     teacher = next(iter(runs.values()))
     text = [
         "# Does nano do what it is told?",
-        f"Written by `{command}` from the committed weights. {len(teacher)} prompts and seeds that training never used; "
-        "nano's default clip (5 s, 81 frames). A prompt that leaves something out is not judged on it.",
+        f"Written by `{command}` from the committed weights. {len(teacher)} prompts and seeds that training never "
+        "used; nano's default clip (5 s, 81 frames). A prompt that leaves something out is not judged on it.",
         adherence(runs, measured),
         pictures(facts),
         "Contact sheets: [teacher](../docs/images/nano_teacher.jpg)"

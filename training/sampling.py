@@ -19,9 +19,10 @@ from training import run
 def encode(encoder: TextEncoder, ids: list[list[int]], width: int = 0) -> Text:
     """Features of a batch of captions' tokens: zeros behind each one's end, and the collapsed rest up to 512.
 
-    At least `width` tokens: a compiled model wants one shape.
+    With `width`, exactly so many tokens: a compiled model wants one shape.
     """
-    device, width = encoder.model.device, max(width, *map(len, ids))
+    device, width = encoder.model.device, width or max(map(len, ids))
+    ids = [row if len(row) <= width else [*row[: width - 1], row[-1]] for row in ids]
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in ids])
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
     tokens, mask = tokens.to(device, non_blocking=True), mask.to(device, non_blocking=True)

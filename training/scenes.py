@@ -16,7 +16,6 @@ from training.inland import KINDS
 from training.paint import LIGHTS as _LIGHTS
 from training.paint import Canvas
 from training.styles import STYLES, finish
-from training.worlds import LIGHTS as LIGHTS
 from training.worlds import WORLDS
 
 SCENES = tuple(WORLDS)

@@ -12,6 +12,7 @@ import argparse
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,14 +133,17 @@ class Lesson:
 
 
 def train(numbers: dict[str, Any], device: str = "cpu") -> None:
-    own, folder, rng = numbers["student"], run.work_folder(numbers), random.Random()
+    own, folder = numbers["student"], run.work_folder(numbers)
+    rng = random.Random()  # unseeded: after a restart, other batches
     draws = Draws(numbers, rng, drop=0.0)
     model, encoder, pool = transformer.average(numbers, device), text.load(numbers), Latents(numbers, device)
     encoder.model.to(device)
     adapters = adapt(model, own["rank"])
     parameters = [p for a in adapters.values() for p in (a.down, a.up)]
     optimizer = torch.optim.AdamW(parameters, own["lr"], (0.9, 0.98), weight_decay=0.0)
-    log, clock = run.Log(folder / "student.jsonl"), run.Clock(numbers["minutes"][device]["student"])
+    kept = Kept(folder / "student.pt", adapters, optimizer, transformer.steps(numbers))
+    clock = run.Clock(numbers["minutes"][device]["student"], kept.spent)
+    log = run.Log(folder / "student.jsonl")
     losses: list[Tensor] = []
     with draws:
         for step in clock.steps(0):
@@ -153,14 +157,36 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
                 optimizer.zero_grad(set_to_none=True)
                 losses.append(value.detach())
             if step % 10 == 0:
-                log(
-                    step=step,
-                    minutes=clock.spent,
-                    updates=len(losses),
-                    loss=float(torch.stack(losses[-40:]).mean()),
-                )
-    state = {name: (a.down.detach().cpu(), a.up.detach().cpu()) for name, a in adapters.items()}
-    run.save(folder / "student.pt", {"adapters": state, "updates": len(losses)})
+                mean = float(torch.stack(losses[-40:]).mean())
+                log(step=step, minutes=clock.spent, updates=kept.updates + len(losses), loss=mean)
+            if step % own["checkpoint"] == own["checkpoint"] - 1:
+                kept.save(len(losses), clock.spent)
+    kept.save(len(losses), clock.spent)
+
+
+class Kept:
+    """A student's checkpoint. Another teacher's, or the same one's before it was trained on, counts for nothing."""
+
+    def __init__(
+        self, path: Path, adapters: dict[str, Adapted], optimizer: torch.optim.Optimizer, teacher: int
+    ) -> None:
+        self.path, self.adapters, self.optimizer, self.teacher = path, adapters, optimizer, teacher
+        self.updates, self.spent = 0, 0.0
+        state = run.load(path)
+        if state is None or state.get("teacher") != teacher:
+            return
+        self.updates, self.spent = state["updates"], state["spent"]
+        with torch.no_grad():
+            for name, (down, up) in state["adapters"].items():
+                adapters[name].down.copy_(down)
+                adapters[name].up.copy_(up)
+        if "optimizer" in state:  # a restored student (training/export.py) has none
+            optimizer.load_state_dict(state["optimizer"])
+
+    def save(self, updates: int, spent: float) -> None:
+        pairs = {name: (a.down.detach().cpu(), a.up.detach().cpu()) for name, a in self.adapters.items()}
+        progress = {"teacher": self.teacher, "updates": self.updates + updates, "spent": spent}
+        run.save(self.path, {"adapters": pairs, "optimizer": self.optimizer.state_dict()} | progress)
 
 
 def prepare(

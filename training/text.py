@@ -85,7 +85,7 @@ def config(numbers: dict[str, Any]) -> TextConfig:
     return TextConfig(**{key: numbers["text"][key] for key in keys})
 
 
-def train_tokenizer(numbers: dict[str, Any], captions: int = 30_000) -> PreTrainedTokenizerFast:
+def train_tokenizer(numbers: dict[str, Any]) -> PreTrainedTokenizerFast:
     """Byte pairs of lower-cased captions: the grammar's words become one token each, others are spelled."""
     rng = random.Random(numbers["seed"])
     tokenizer = Tokenizer(models.BPE(unk_token=UNKNOWN))
@@ -100,7 +100,8 @@ def train_tokenizer(numbers: dict[str, Any], captions: int = 30_000) -> PreTrain
         initial_alphabet=letters,
         show_progress=False,
     )
-    texts = (littered(describe(draw(rng), rng).text, rng) for _ in range(captions))
+    captions = range(numbers["text"]["captions"])
+    texts = (littered(describe(draw(rng), rng).text, rng) for _ in captions)
     tokenizer.train_from_iterator(texts, trainer)
     end = tokenizer.token_to_id(END)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {END}", special_tokens=[(END, end)])

@@ -45,7 +45,7 @@ def noise_levels(count: int, shift: float) -> Tensor:
 
 
 def given_frames(count: int, frames: int, share: float, rng: random.Random) -> Tensor:
-    """[count, frames] bool: which latents are given. Of a share of the clips the first, or the first few; or also the last."""
+    """[count, frames] bool: which latents are given. Of a share of clips the first few, now and then also the last."""
     given = torch.zeros(count, frames, dtype=torch.bool)
     for row in given:
         dice = rng.random() / max(share, 1e-9)
@@ -183,6 +183,12 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
             if step % own["checkpoint"] == own["checkpoint"] - 1:
                 trainer.checkpoint(step + 1)
     trainer.checkpoint(step + 1)
+
+
+def steps(numbers: dict[str, Any]) -> int:
+    """How long it has been trained."""
+    state = run.load(run.work_folder(numbers) / "transformer.pt")
+    return state["step"] if state else 0
 
 
 def average(numbers: dict[str, Any], device: str = "cpu") -> Transformer:
