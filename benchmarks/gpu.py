@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small models and sizes")
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=True, help="rows of fused.py"
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="what is compiled"
     )
     parser.add_argument("--probe", action="store_true", help="say what the machine is, and end")
     parser.add_argument("--table", type=Path, metavar="JSON", help="print what such a file holds, and end")

@@ -8,9 +8,10 @@ import contextlib
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from broll import records, registry
 from broll.engine import model_toml
@@ -27,15 +28,17 @@ BEST: dict[str, tuple[str, ...]] = {
         "wan2.1-t2v-1.3b",
         NANO,
     ),  # 14b goes before them where there is a GPU, and last where there is none
-    "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p", NANO),
+    "i2v": ("wan2.1-i2v-14b-480p", "wan2.1-i2v-14b-720p"),
     "flf2v": ("wan2.1-flf2v-14b",),
     "vace": ("wan2.1-vace-1.3b", "wan2.1-vace-14b"),
 }
 LARGEST = "wan2.1-t2v-14b"
-# Which models can make a clip from what is given; VACE that is given nothing to follow makes it from text, and comes last.
-ABLE: dict[Task, tuple[Task, ...]] = {
-    "t2v": ("t2v", "ti2v", "vace"), "i2v": ("i2v", "ti2v"), "flf2v": ("flf2v",),
+# Which models make a clip from what is given; the later ones only where there is none of the first. VACE that is given
+# nothing to follow makes it from text.
+ABLE: dict[Task, tuple[tuple[Task, ...], ...]] = {
+    "t2v": (("t2v", "ti2v"), ("vace",)), "i2v": (("i2v",), ("ti2v",)), "flf2v": (("flf2v",),),
 }  # fmt: skip
+ORIGINAL = ("t2v", "i2v", "flf2v", "vace")  # as WAN 2.1's own config.json says it; "ti2v" is there WAN 2.2's
 
 
 @dataclass(frozen=True)
@@ -68,21 +71,25 @@ def read_numbers(folder: Path) -> dict[str, Any] | None:
     if not isinstance(numbers, dict):
         return None
     numbers |= own_task(folder)
-    return numbers if diffusers or numbers.get("model_type") in get_args(Task) else None
+    return numbers if diffusers or numbers.get("model_type") in ORIGINAL else None
 
 
 def own_task(folder: Path) -> dict[str, Any]:
-    """What a model of ours says of itself in broll.json, where its numbers alone do not tell."""
+    """What a model says of itself in broll.json: that it starts from a picture too, which its numbers do not tell."""
     try:
         said = json.loads((folder / "broll.json").read_text()).get("task")
     except (OSError, ValueError, AttributeError):
         return {}
-    return {"task": said} if said in get_args(Task) else {}
+    return {"task": said} if said == "ti2v" else {}
 
 
 def task_of(numbers: dict[str, Any]) -> Task | None:
-    if "task" in numbers:
-        return numbers["task"]
+    """As `describe` says it, which also refuses what cannot be."""
+    found = task_by_numbers(numbers)
+    return "ti2v" if found == "t2v" and "task" in numbers else found
+
+
+def task_by_numbers(numbers: dict[str, Any]) -> Task | None:
     if "num_attention_heads" not in numbers:
         return numbers.get("model_type")
     if numbers.get("vace_layers"):
@@ -117,7 +124,7 @@ def installed(settings: Settings) -> dict[str, Installed]:
             found.setdefault(name, Installed(name, folder, task_of(numbers)))
     nano = embedded_nano()
     if nano is not None:
-        found.setdefault(NANO, at(nano))
+        found.setdefault(NANO, replace(at(nano), name=NANO))  # its folder is called otherwise
     return found
 
 
@@ -156,20 +163,39 @@ def at(folder: Path) -> Installed:
     return Installed(published_name(own) or own, folder, task_of(numbers))
 
 
+def task_for(pictures: Container[str]) -> Task:
+    """What a clip is made from, by the names of the pictures that are given."""
+    if "last_image" in pictures:
+        return "flf2v"
+    return "i2v" if "image" in pictures else "t2v"
+
+
+def able(models: Mapping[str, Task | None], task: Task) -> list[str]:
+    """The models for it, in the order given; models that are for something else too, only if there is no other."""
+    tiers = ([name for name, kind in models.items() if kind in kinds] for kinds in ABLE[task])
+    return next(filter(None, tiers), [])
+
+
 def best(settings: Settings, task: Task) -> Installed:
     """The best model present for a task."""
     all_here = installed(settings)
-    able = {name: model for name, model in all_here.items() if model.task in ABLE[task]}
-    here = {name: model for name, model in able.items() if model.task != "vace"} or able
+    names = able({name: model.task for name, model in all_here.items()}, task)
+    here = {name: all_here[name] for name in names}
     order = [name for name in (*BEST[task], *BEST["vace"]) if name in here]
     order += [name for name in here if name not in order and name != LARGEST]
     if LARGEST in here:
         order.insert(0 if device().type == "cuda" else len(order), LARGEST)
     if order:
         return here[order[0]]
+    raise missing(task)
+
+
+def missing(task: Task) -> ModelMissing:
+    """That there is no model for this task, and how to get one."""
     kind = {"i2v": "image-to-video", "flf2v": "first-last-frame"}.get(task, "text-to-video")
-    name = NANO if task == "t2v" else BEST[task][0]
-    raise ModelMissing(f"there is no {kind} model on this machine; to get {name}: {how_to_get(name)}")
+    names = {"t2v": (NANO,), "i2v": (NANO, BEST["i2v"][0])}.get(task, BEST[task][:1])
+    ways = "; ".join(f"to get {name}: {how_to_get(name)}" for name in names)
+    return ModelMissing(f"there is no {kind} model on this machine; {ways}")
 
 
 def license_of(model: Installed) -> str | None:

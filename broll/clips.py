@@ -164,8 +164,16 @@ def shape(spec: VideoSpec) -> dict[str, int]:
     return {"width": spec.width, "height": spec.height, "fps": spec.fps}
 
 
-def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: Any) -> Clip:
-    """From words to a file in one call; `fields` are those of VideoSpec. Without a model, the best one here."""
+def clip(
+    prompt: str,
+    out: str | Path,
+    *,
+    model: str | None = None,
+    image: str | Path | None = None,
+    last_image: str | Path | None = None,
+    **fields: Any,
+) -> Clip:
+    """From words to a file in one call; `fields` are the others of VideoSpec. Without a model, the best one here."""
     from broll.engine import pipeline
     from broll.media.video_file import check_output
     from broll.spec import parse
@@ -173,11 +181,17 @@ def clip(prompt: str, out: str | Path, *, model: str | None = None, **fields: An
     settings, path = Settings(), Path(out)
     ending = check_output(path)
     wiring.use_threads(settings)
-    found = catalog.find(settings, model) if model else catalog.best(settings, "t2v")
+    given = {"image": image, "last_image": last_image}
+    pictures = {name: wiring.read_picture(Path(file)) for name, file in given.items() if file is not None}
+    task = catalog.task_for(pictures)
+    found = catalog.find(settings, model) if model else catalog.best(settings, task)
     config = wiring.describe(found)
-    spec = pipeline.resolve(parse(model=found.name, prompt=prompt, **fields), config)
+    artifacts = {name: picture.artifact for name, picture in pictures.items()}
+    asked, _ = loras.fitted(parse(model=found.name, prompt=prompt, **artifacts, **fields), settings, {})
+    first = pictures["image"].image if "image" in pictures else None
+    spec = pipeline.resolve(asked, config, picture=first)
     parts, _ = loras.on(wiring.load(found, config), spec, settings)
-    *_, made = make_clip(spec, parts, path, format=ending)
+    *_, made = make_clip(spec, parts, path, format=ending, pictures=tuple(pictures.values()))
     assert isinstance(made, Clip)
     return made
 

@@ -21,7 +21,7 @@ from broll.catalog import Installed
 from broll.engine.config import ModelConfig
 from broll.errors import BadOption, ModelMissing
 from broll.settings import Settings
-from broll.spec import LoraUse, VideoSpec
+from broll.spec import STUDENT, LoraUse, VideoSpec
 
 if TYPE_CHECKING:
     from broll.engine.load import Parts
@@ -76,17 +76,21 @@ def within(folder: Path) -> dict[str, Path]:
     return {path.name: path for path in entries if path.is_dir()} | files
 
 
-def student(spec: VideoSpec, settings: Settings) -> tuple[LoraUse, ...]:
-    """What quality draft puts on a model that brings a student of its own, unless the clip says how many steps."""
-    if (
-        spec.quality != "draft"
-        or spec.loras
-        or spec.steps is not None
-        or spec.model not in catalog.installed(settings)
-    ):
-        return ()
-    own = within(catalog.find(settings, spec.model).folder / FOLDER)
-    return wanted(settings, [Asked(name) for name in own if name == f"{spec.model}-student"])[0]
+def student(spec: VideoSpec, settings: Settings) -> str | None:
+    """What quality draft puts on a model that brings a student of its own, unless the clip says how it is stepped."""
+    stepped = spec.steps is not None or spec.step_cache is not None or spec.guidance not in (None, 1)
+    if spec.quality != "draft" or stepped:
+        return None
+    model, name = catalog.installed(settings).get(spec.model), STUDENT.format(spec.model)
+    return name if model is not None and name in within(model.folder / FOLDER) else None
+
+
+def liked(spec: VideoSpec, quality: str | None, model: str | None) -> VideoSpec:
+    """A clip to repeat: in another quality, or by another model, without its student and what that wanted."""
+    if spec.student is None or (quality in (None, spec.quality) and model in (None, spec.model)):
+        return spec
+    rest = tuple(use for use in spec.loras if use != spec.student)
+    return spec.model_copy(update={"loras": rest} | dict.fromkeys(WANTS))
 
 
 def find(settings: Settings, name: str, *, paths: bool = False) -> Path:
@@ -153,11 +157,18 @@ def recommended(spec: VideoSpec, settings: Settings, places: Mapping[str, Path])
 
 
 def fitted(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> tuple[VideoSpec, str]:
-    """The spec with what its LoRAs want where it says nothing, and what to tell of it; draft brings a student."""
-    spec = spec.model_copy(update={"loras": spec.loras or student(spec, settings)})
+    """The spec with what its LoRAs want where it says nothing, and what to tell of it.
+
+    Quality draft puts a student on, which step_cache.told tells; a LoRA that was asked for comes before it.
+    """
+    brought, left = student(spec, settings), ""
+    if brought and spec.loras and spec.student is None:
+        left = f"its own LoRA for quality draft ({brought}) is left out: another one was asked for"
+    elif brought and not spec.loras:
+        spec = spec.model_copy(update={"loras": wanted(settings, [Asked(brought)])[0]})
     known = recommended(spec, settings, places) if spec.loras else None
     if known is None:
-        return spec, ""
+        return spec, left
     missing = {
         n: getattr(known, n) for n in WANTS if getattr(spec, n) is None and getattr(known, n) is not None
     }
@@ -166,7 +177,7 @@ def fitted(spec: VideoSpec, settings: Settings, places: Mapping[str, Path]) -> t
         for name, value in missing.items()
     )
     spec = spec.model_copy(update=missing)
-    notes = [f"as its LoRA wants: {told}" if told else "", without_effect(spec)]
+    notes = [f"as its LoRA wants: {told}" if told and not spec.student else "", left, without_effect(spec)]
     return spec, "; ".join(note for note in notes if note)
 
 
@@ -214,7 +225,7 @@ def merged(
 
     check_merge(model, spec)
     stack = _stack(spec, settings, places or {})
-    parts = wiring.load(model, config, merge=stack, attention=settings.attention)
+    parts = wiring.load(model, config, merge=stack, attention=settings.attention, compile=settings.compile)
     shapes = lora_fit.shapes_of(parts.transformer)
     told = [str(unused) for one, _, _ in stack for unused in lora_fit.fit(one, shapes)[1]]
     names = tuple((f"lora {use.name} {use.weight:g} merged", use.sha256) for use in spec.loras)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from broll import catalog, pace, wiring
 from broll.cards import BUS, Card
-from broll.engine.config import PUBLISHED, ModelConfig
+from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import ModelMissing
 from broll.settings import Settings
 from broll.spec import Artifact, VideoSpec
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from broll.engine.estimate import Estimate, Stage
     from broll.engine.load import Precision
     from broll.engine.rates import Rates
@@ -245,10 +247,12 @@ def area(spec: VideoSpec) -> int:
 # --- specs ------------------------------------------------------------------------------------------------
 
 
-def wanted(settings: Settings, name: str | None) -> tuple[catalog.Installed | None, ModelConfig]:
-    """The model of this name; a published one need not be here."""
+def wanted(
+    settings: Settings, name: str | None, task: Task = "t2v"
+) -> tuple[catalog.Installed | None, ModelConfig]:
+    """The model of this name, else the best one for this task; a published one need not be here."""
     try:
-        found = catalog.best(settings, "t2v") if name is None else catalog.find(settings, name)
+        found = catalog.best(settings, task) if name is None else catalog.find(settings, name)
     except ModelMissing:
         known = catalog.published_name(name or "")
         if known not in PUBLISHED:
@@ -257,16 +261,16 @@ def wanted(settings: Settings, name: str | None) -> tuple[catalog.Installed | No
     return found, wiring.describe(found)
 
 
-def whole(spec: VideoSpec, config: ModelConfig) -> VideoSpec:
-    """Resolved; a model that starts from pictures is given nameless ones of the clip's own aspect."""
+def whole(spec: VideoSpec, config: ModelConfig, picture: "Image.Image | None" = None) -> VideoSpec:
+    """Resolved; a model that needs pictures is given nameless ones of the clip's own aspect."""
     from broll.engine import pipeline
 
-    picture = Artifact.of(b"")
-    needs = {"i2v": {"image": picture}, "flf2v": {"image": picture, "last_image": picture}}.get(
+    nameless = Artifact.of(b"")
+    needs = {"i2v": {"image": nameless}, "flf2v": {"image": nameless, "last_image": nameless}}.get(
         config.task, {}
     )
     missing = {name: one for name, one in needs.items() if getattr(spec, name) is None}
-    return pipeline.resolve(spec.model_copy(update=missing), config)
+    return pipeline.resolve(spec.model_copy(update=missing), config, picture=picture)
 
 
 def prompts(spec: VideoSpec) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from broll import catalog, coaching, loras, pace, takes, wiring
 from broll import plan as plans
-from broll.engine.config import PUBLISHED, ModelConfig, Task
+from broll.engine.config import PUBLISHED, ModelConfig
 from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.prompts.findings import Context
 from broll.prompts.rewriter import Rewrite
@@ -124,10 +124,10 @@ class Planner:
                 known = ", ".join(sorted(self.names()))
                 raise UnknownModel(f"there is no model {wanted!r} here; possible are {known}")
             return name
-        task: Task = "flf2v" if "last_image" in given else "i2v" if "image" in given else "t2v"
+        task = catalog.task_for(given)
         if not self._settings.offer:
             return catalog.best(self._settings, task).name
-        able = [n for kind in catalog.ABLE[task] for n in self.names() if self.config(n).task == kind]
+        able = catalog.able({name: self.config(name).task for name in self.names()}, task)
         if not able:
             raise ModelMissing(f"no model here makes this kind of clip ({task})")
         return able[0]
@@ -188,7 +188,7 @@ class Planner:
         """With everything in memory from the first stage to the last: a warm model keeps its text encoder."""
         size = (spec.width, spec.height, spec.frames)
         asked = (spec.steps, spec.guidance == 1, spec.quality, spec.step_cache, spec.grid, spec.loras)
-        key = (spec.model, *size, *asked, spec.sparsity)
+        key = (spec.model, *size, *asked, spec.sparsity, spec.image is None)
         with self._one:
             if len(self._costs) > 1000:
                 self._costs.clear()

@@ -137,6 +137,7 @@ class Renderer:
         self._warm = None
         wiring.free()
         wiring.use_threads(self.settings)
+        wiring.prepare_compiler(self.settings)
         memory = self.settings.memory_mb * 10**6 or catalog.free_memory(catalog.device())
         if wants:
             parts, _ = loras.merged(found, config, spec, self.settings)
@@ -144,8 +145,9 @@ class Renderer:
             own = self.settings
             streamed = plans.streams(spec, config, own, found, memory)
             parts = wiring.load(
-                found, config, native_fp8=own.native_fp8, attention=own.attention, streamed=streamed
-            )
+                found, config, native_fp8=own.native_fp8, attention=own.attention, compile=own.compile,
+                streamed=streamed,
+            )  # fmt: skip
         self._warm = Warm(name, wants, config, parts, memory)
 
 

@@ -221,6 +221,7 @@ def build_dispatcher(settings: Settings, service: Service) -> Dispatcher:
     if not models:
         raise BrollError("there is no model on this machine; broll models list says how to get one")
     if settings.executor == "local":
+        wiring.prepare_compiler(settings)
         for name in models:
             wiring.check_attention(settings.attention, planner.config(name))
     names = ("beat_s", "poll_s", "snapshot_s", "stage_timeout_s", "drain_s")

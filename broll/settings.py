@@ -53,6 +53,10 @@ class Settings(BaseSettings):
         default="auto",
         description="the kernel that computes attention; auto: the best here that rounds no further",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="passes between matrix products are compiled: auto, on a GPU for clips that it pays for; on; off",
+    )
 
     host: str = Field(default="127.0.0.1", description="address that `broll serve` listens on")
     port: int = Field(default=8188, ge=0, le=65535, description="and its port")

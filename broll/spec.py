@@ -17,6 +17,7 @@ MAX_SEED = 2**63 - 1
 MAX_TAKES = 16
 Pick = Literal["camera", "motion", "sharp"]
 Quality = Literal["draft", "standard", "best"]
+STUDENT = "{}-student"  # the LoRA that a model brings to make quality draft in few steps, by the model's name
 StepCache = Literal["magcache", "teacache"]
 
 
@@ -94,6 +95,11 @@ class VideoSpec(BaseModel):
     )
     takes: Annotated[int | None, Field(ge=1, le=MAX_TAKES)] = None  # so many seeds, one kept
     pick: Pick | None = None  # by what the take to keep is chosen
+
+    @property
+    def student(self) -> LoraUse | None:
+        """Its model's own LoRA for quality draft, if that is on."""
+        return next((use for use in self.loras if use.name == STUDENT.format(self.model)), None)
 
     @field_validator("prompt", "negative_prompt", mode="before")
     @classmethod

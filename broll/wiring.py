@@ -95,6 +95,7 @@ def load(
     prompts: Sequence[str] = (),
     streamed: bool = False,
     attention: str = "auto",
+    compile: str = "auto",
 ) -> "Parts":
     """`merge` goes into the weights; `native_fp8` multiplies weights in fp8 as they are, where the device can;
     with `prompts`, these are encoded first and the text encoder is let go; `streamed`: so are the transformer's blocks.
@@ -114,6 +115,7 @@ def load(
         streamed=streamed,
         pinnable=round(PINNABLE * free_main_memory()) if streamed else 0,
         attention=attention,
+        compile=compile,
     )
 
 
@@ -125,6 +127,14 @@ def check_attention(name: str, config: ModelConfig) -> None:
         return
     where = device()
     kernels.chosen(name, kernels.Here.of(where, precision(config, where).linears))
+
+
+def prepare_compiler(settings: Settings) -> None:
+    """Refuse to compile where that cannot be. What is compiled is kept in `data`, unless the environment says where."""
+    from broll.engine import compiled
+
+    if compiled.chosen(settings.compile, device()) != compiled.OFF:
+        compiled.keep(settings.data / "compiled")
 
 
 def free() -> None:

@@ -16,7 +16,7 @@ from broll.spec import parse
 model = catalog.find(Settings(), "nano")
 config = wiring.describe(model)
 parts = wiring.load(model, config)
-asked = parse(model="nano", prompt="a lighthouse at night, camera orbits", frames=33, steps=8, seed=3)
+asked = parse(model="nano", prompt="a lighthouse at night, camera orbits", frames=17, steps=6, seed=3)
 
 rows, count = [], 0
 for event in pipeline.generate(pipeline.resolve(asked, config), parts):

@@ -37,7 +37,7 @@ IMAGE_TOKENS = 5  # 2 x 2 patches and the class
 
 def transformer_numbers(task: str = "t2v") -> TransformerConfig:
     small = TransformerConfig(dim=24, ffn_dim=48, num_heads=2, num_layers=2, text_dim=16, freq_dim=16)
-    if task == "t2v":
+    if task in ("t2v", "ti2v"):
         return small
     if task == "vace":
         return dataclasses.replace(small, vace_layers=(0,), vace_in_dim=2 * 16 + 64)
@@ -68,14 +68,14 @@ def diffusers_names(task: str = "t2v") -> dict[str, Tensor]:
 
 
 def diffusers_folder(path: Path, task: str = "t2v") -> Path:
-    """A whole tiny model, for t2v, i2v, flf2v or vace."""
+    """A whole tiny model, for t2v, ti2v, i2v, flf2v or vace."""
     image = task in ("i2v", "flf2v")
     numbers = PLAIN_VAE_NUMBERS if task == "vace" else VAE_NUMBERS
     parts = ["transformer", "vae", "text_encoder", "tokenizer", "scheduler"]
     write_json(
         path / "model_index.json", {"_class_name": "WanImageToVideoPipeline" if image else "WanPipeline"}
     )
-    write_json(path / "broll.json", {"defaults": DEFAULTS})
+    write_json(path / "broll.json", {"defaults": DEFAULTS} | ({"task": task} if task == "ti2v" else {}))
     for part in parts:
         (path / part).mkdir(exist_ok=True)
     write_json(path / "scheduler" / "scheduler_config.json", {"_class_name": "UniPCMultistepScheduler"})

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 WITHOUT = ("pydantic", "av", "ftfy", "diffusers", "cv2", "platformdirs")
 START = f"""
@@ -31,6 +33,7 @@ def run(file, *arguments):
     return json.loads(file.read_text())["rows"], done.stdout
 
 
+@pytest.mark.slow
 def test_every_part_runs_where_only_torch_and_transformers_are_installed_and_small_models_agree(tmp_path):
     rows, _ = run(tmp_path / "rows.json")
     assert {row["part"] for row in rows} >= {
@@ -54,6 +57,12 @@ def test_every_part_runs_where_only_torch_and_transformers_are_installed_and_sma
         capture_output=True, text=True, check=True, cwd=ROOT,
     ).stdout  # fmt: skip
     assert "| t2v-14b 720p exact, fused |" in table
+
+
+def test_a_part_alone_runs_where_only_torch_and_transformers_are_installed(tmp_path):
+    rows, _ = run(tmp_path / "rows.json", "--parts", "rates")
+    assert len(rows) > 3
+    assert {row["name"] for row in rows if "failed" in row and row["part"] != "end"} - FP8 <= ON_GPU_ONLY
 
 
 def test_when_the_budget_is_spent_every_row_says_so(tmp_path):

@@ -32,7 +32,12 @@ def on(card, name, offload="auto", **fields):
     return plan.make(spec, config, target, gpu_hour=2.0, offload=offload), config
 
 
-@pytest.mark.parametrize("row", WEIGHED, ids=label)
+QUICK = (WEIGHED[0], WEIGHED[-1])  # the least and the most that is in memory; the others are alike, and slow
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=() if row in QUICK else pytest.mark.slow) for row in WEIGHED], ids=label
+)
 def test_published_peaks_are_met_within_ten_percent(row):
     assert published.gigabytes(row) == pytest.approx(row.gigabytes, rel=0.10)
 
@@ -73,6 +78,7 @@ def test_the_text_encoder_is_let_go_when_that_makes_it_fit():
     assert without.estimate.memory_bytes > 45e9 > made.estimate.memory_bytes
 
 
+@pytest.mark.slow  # 12 s of counting; tests/cli/test_plan.py asks the same of a small model
 def test_a_clip_that_does_not_fit_is_told_what_does():
     made, config = on("RTX 4090", "wan2.1-t2v-14b", offload="off")
     assert not made.fits

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from broll.engine.compiled import Compiler
 from broll.engine.config import PUBLISHED, TransformerConfig
 from broll.engine.shapes import Grid, latent_grid, token_grid
 
@@ -46,6 +47,7 @@ class Bench:
         self.rows: list[Figures] = []
         self.known: dict[str, Figures] = {}  # by the name of the row
         self.part = ""
+        self.compiler: Compiler | None = None  # made by the first part that wants it
         self._until, self._began, self._json = began + seconds, began, json
 
     # --- rows ---------------------------------------------------------------------------------------------

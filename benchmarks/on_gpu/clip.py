@@ -14,13 +14,12 @@ from torch import Tensor
 from benchmarks.on_gpu import models, stages, steps
 from benchmarks.on_gpu.bench import Bench, Figures, between
 from benchmarks.on_gpu.steps import LOW, Way
-from benchmarks.on_gpu.tiles import tiled
-from broll.engine import conditioning
+from broll.engine import conditioning, fused
 from broll.engine.attention import Attend, AttendCall
 from broll.engine.sampler import SAMPLERS
 from broll.engine.schedule import schedule
 from broll.engine.shapes import Heads, Keys, Latent
-from broll.engine.transformer import Transformer
+from broll.engine.transformer import Stack, Transformer
 from broll.engine.vae import VAE
 
 NAME = "wan2.1-t2v-14b"
@@ -38,13 +37,13 @@ def run(bench: Bench) -> None:
     vae = stages.vae(bench, stages.lowest(bench), last=True)
     for size in ("480p", "720p"):
         steps.use(model, steps.chosen(bench, size))
-        way = Way(steps.fused(bench, model) if bench.compiled else None)
+        way = Way(fused=bench.compiled)
         label, cost = f"14B {size}, four steps, exact", seconds(bench, size)
         bench.attempt(label, cost, partial(made, bench, model, encode, vae, size, way))
     models.to_fp8(model)
     for size in ("720p", "480p"):
-        steps.use(model, AfterFirst(steps.chosen(bench, size), tiled(bench, size, steps.SPARSITY)))
-        way = Way(steps.fused(bench, model))
+        steps.use(model, AfterFirst(steps.chosen(bench, size), steps.flexed(bench, size)))
+        way = Way(fused=True)
         label, cost = f"14B {size}, four steps, fp8, sparse {steps.SPARSITY:g}", 0.8 * seconds(bench, size)
         bench.attempt(label, cost, partial(made, bench, model, encode, vae, size, way))
 
@@ -100,20 +99,15 @@ def made(
     marks.append(bench.mark())
     context = model.context(bench.latent(size), text.features, text_bias=text.bias)
     levels = schedule(STEPS, shift=5.0, grid="distilled", sampler="euler")
-    before = model.stack
-    if way.each is not None:
-        model.stack = lambda tokens, context: last(way, tokens, context)
 
     def velocity(x: Latent, index: int) -> Latent:
         return model(x, torch.tensor([levels.times[index]], device=bench.device), context, index)
 
     x = models.noise(bench, model, bench.latent(size))
-    try:
+    with fused.on(model, steps.compiler(bench), wanted=way.fused):
         for step in SAMPLERS["euler"](velocity, x, levels, None):
             marks.append(bench.mark())
             x = step.x
-    finally:
-        model.stack = before
     frames = [on_host(video) for video in vae.decode_stream(x)]
     marks.append(bench.mark())
     whole, parts = time.perf_counter() - begin, between(marks)
@@ -121,13 +115,6 @@ def made(
         "seconds": whole, "text_s": parts[0], "steps_s": [round(part, 3) for part in parts[1:-1]],
         "decode_s": parts[-1], "frames": sum(part.shape[1] for part in frames),
     }  # fmt: skip
-
-
-def last(way: Way, tokens: Tensor, context: object) -> Tensor:
-    assert way.each is not None
-    for after in way.each(tokens, context):  # type: ignore[arg-type]
-        tokens = after
-    return tokens
 
 
 def on_host(video: Tensor) -> Tensor:
@@ -142,16 +129,16 @@ def warmed(
     grid = bench.latent(size)
     context = models.context(bench, model, grid)
     x, time_ = models.noise(bench, model, grid), torch.tensor([500.0], device=bench.device)
-    model.stack, before = one_block(way, model), model.stack
+    model.stack, before = one_block(model), model.stack
     try:
-        for step in (0, 1):  # dense, and what is sparse
-            model(x, time_, context, step)
+        with fused.on(model, steps.compiler(bench), wanted=way.fused):
+            for step in (0, 1):  # dense, and what is sparse
+                model(x, time_, context, step)
     finally:
         model.stack = before
     for video in vae.decode_stream(x[:, :16, :2]):
         on_host(video)
 
 
-def one_block(way: Way, model: Transformer) -> Callable[[Tensor, object], Tensor]:
-    each = way.each or model.each_block
-    return lambda tokens, context: next(each(tokens, context))  # type: ignore[arg-type]
+def one_block(model: Transformer) -> Stack:
+    return lambda tokens, context: next(model.each_block(tokens, context))

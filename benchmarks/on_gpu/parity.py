@@ -14,17 +14,16 @@ from torch import Tensor, nn
 
 from benchmarks.on_gpu import models
 from benchmarks.on_gpu.bench import Bench, Figures, relative
-from benchmarks.on_gpu.fused import Fused, Pieces
 from benchmarks.on_gpu.stages import channels_last
-from benchmarks.on_gpu.steps import use
-from benchmarks.on_gpu.tiles import Tiled
-from broll.engine import attention, conditioning, kernels, sparse
+from benchmarks.on_gpu.steps import Flexed, use
+from broll.engine import attention, compiled, conditioning, fused, kernels, sparse
 from broll.engine.attention import AttendCall
+from broll.engine.compiled import Compiler
 from broll.engine.config import ImageConfig, TextConfig, TransformerConfig, VAEConfig
 from broll.engine.shapes import Grid, Heads, Keys
 from broll.engine.sparse import Pattern
 from broll.engine.step_cache import StepCache
-from broll.engine.transformer import Transformer, set_precision
+from broll.engine.transformer import Context, Transformer, set_precision
 from broll.engine.vae import VAE
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -97,18 +96,17 @@ def gathered(pattern: Pattern, q: Heads, k: Keys, v: Keys, call: AttendCall) -> 
     return sparse.gathered(attention.sdpa, q, k, v, call, pattern)
 
 
-def by_flex(model: Transformer, device: torch.device) -> None:
-    use(model, Tiled(sparse.pattern(TOKENS, SPARSITY), device, compiled=device.type == "cuda"))
+def by_flex(model: Transformer) -> None:
+    """Not compiled; that is compared in steps.py, at its own size."""
+    use(model, Flexed(Compiler(compiled.ON, None), TOKENS, SPARSITY, attention.sdpa))
 
 
-def in_one_pass(model: Transformer, *, epilogue: bool) -> None:
+def in_one_pass(model: Transformer) -> None:
     """The algebra of it; what is compiled is compared in steps.py, at its own size."""
-    each = Fused(model, Pieces.of(compiled=False), epilogue=epilogue)
 
-    def stack(tokens: Tensor, context: object) -> Tensor:
-        for after in each.each_block(tokens, context):  # type: ignore[arg-type]
-            tokens = after
-        return tokens
+    def stack(tokens: Tensor, context: Context) -> Tensor:
+        with fused.on(model, Compiler(compiled.ON, None), wanted=True):
+            return model.run_blocks(tokens, context)
 
     model.stack = stack
 
@@ -122,14 +120,11 @@ def transformers(bench: Bench) -> None:
         "best attention, checked": (plain, partial(best, device=here)),
         "step cached": (cached, cached),
         "sparse, tile by tile": (far_left_out, far_left_out),
-        "sparse, flex": (far_left_out, partial(by_flex, device=here)),
+        "sparse, flex": (far_left_out, by_flex),
         "fp8 dequantized": (partial(models.to_fp8, native=False), partial(models.to_fp8, native=False)),
         "fp8 multiplied": (partial(models.to_fp8, native=False), models.to_fp8),
-        "fused, not compiled": (plain, partial(in_one_pass, epilogue=False)),
+        "fused, not compiled": (plain, in_one_pass),
     }
-    if here.type == "cuda":
-        ways["fused, GELU in the product"] = (plain, partial(in_one_pass, epilogue=True))
-        del ways["sparse, flex"]  # compiled: steps.py compares it at its own size
     for name, (there, change) in ways.items():
         truth = with_change(cpu, there, host, F32)
         for low in (F32, BF16):

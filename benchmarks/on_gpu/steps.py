@@ -7,7 +7,6 @@ Every block is timed by itself. Where only some are run, the others are counted 
 many were run: all 40 are the same work.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,17 +18,15 @@ from torch import Tensor
 
 from benchmarks.on_gpu import models, rates
 from benchmarks.on_gpu.bench import PEAK, Bench, Figures, Mark, between, relative
-from benchmarks.on_gpu.fused import Fused, Pieces
-from benchmarks.on_gpu.tiles import tiled
-from broll.engine import attention, counts, kernels, sparse
+from broll.engine import attention, compiled, counts, fused, kernels, sparse
 from broll.engine.attention import Attend, AttendCall
-from broll.engine.shapes import Heads, Keys, Tokens
+from broll.engine.compiled import Compiler
+from broll.engine.shapes import Grid, Heads, Keys, Tokens
 from broll.engine.transformer import Context, SelfAttention, Stack, Transformer
 
 LOW = torch.bfloat16
 SOME = 8  # blocks of those rows that need no more
 SPARSITY = 0.5
-Each = Callable[[Tokens, Context], Iterator[Tokens]]
 
 
 @dataclass
@@ -49,7 +46,7 @@ class Timing:
 class Way:
     """How a step is computed, and what its roof is made of."""
 
-    each: Each | None = None  # None: the model's own
+    fused: bool = False
     share: float = 1.0  # of the pairs
     matrix: str = "bf16"
     branches: int = 1
@@ -79,7 +76,7 @@ def run(
 
     def stack(tokens: Tokens, context: Context) -> Tokens:
         own = [bench.mark()]
-        for after in islice((way.each or model.each_block)(tokens, context), blocks):
+        for after in islice(model.each_block(tokens, context), blocks):
             own.append(bench.mark())
             tokens = after
         marks.append(own)
@@ -88,8 +85,9 @@ def run(
     before, model.stack = model.stack, stack
     try:
         ends = [bench.mark()]
-        for context in contexts:
-            model(x, time, context, 1)
+        with fused.on(model, compiler(bench), wanted=way.fused):
+            for context in contexts:
+                model(x, time, context, 1)
         ends.append(bench.mark())
     finally:
         model.stack = before
@@ -139,6 +137,27 @@ def named(attend: Attend) -> str:
     return str(attend.args[0]) if isinstance(attend, partial) else attend.__name__
 
 
+def compiler(bench: Bench) -> Compiler:
+    """Of all parts; where nothing is compiled, the same functions as they are."""
+    found = bench.compiler
+    if found is None:
+        real = bench.compiled and bench.device.type == "cuda"
+        found = bench.compiler = Compiler(compiled.ON, "inductor" if real else None)
+    return found
+
+
+class Flexed:
+    """The same by FlexAttention. Where a warm-up has shown that it agrees, nothing is compared any more."""
+
+    def __init__(self, compiler: Compiler, grid: Grid, sparsity: float, dense: Attend) -> None:
+        self.pattern = sparse.pattern(grid, sparsity)
+        self._attend = sparse.Radial(dense, sparsity, 0, compiler)
+        self._dense = dense
+
+    def __call__(self, q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
+        return (self._attend if call.kind == "self" else self._dense)(q, k, v, call)
+
+
 class Gathered:
     """Radial attention, tile by tile, in every layer of the blocks that are timed."""
 
@@ -178,7 +197,7 @@ def fourteen(bench: Bench) -> None:
 
 
 def listed(bench: Bench, model: Transformer) -> None:
-    for kind, way in (("", Way()), (", fused", Way(fused(bench, model)))):
+    for kind, way in (("", Way()), (", fused", Way(fused=True))):
         row = f"720p kernels of a block{kind}"
         bench.attempt(row, 2, partial(looked_into, bench, model, "720p", way))
 
@@ -226,7 +245,7 @@ def exact(
         f"{label} exact, attention {named(attend)}", cost, lambda: measure(bench, model, size, Way(), blocks)
     )
     if bench.compiled and fuse:
-        way = Way(fused(bench, model))
+        way = Way(fused=True)
         bench.attempt(f"{label} exact, fused", cost + 10, lambda: measure(bench, model, size, way, blocks))
         bench.attempt(f"{label} fused beside exact, one block", 1, lambda: beside(bench, model, size, way))
 
@@ -236,8 +255,9 @@ def beside(bench: Bench, model: Transformer, size: str, way: Way) -> Figures:
     found: list[Tensor] = []
 
     def stack(tokens: Tokens, context: Context) -> Tokens:
-        ways = (way.each or model.each_block, model.each_block)
-        found.extend(next(each(tokens, context)) - tokens for each in ways)
+        for wanted in (way.fused, False):
+            with fused.on(model, compiler(bench), wanted=wanted):
+                found.append(next(model.each_block(tokens, context)) - tokens)
         return tokens
 
     once(bench, model, size, stack)
@@ -258,19 +278,13 @@ def looked_into(bench: Bench, model: Transformer, size: str, way: Way) -> Figure
     found: Figures = {}
 
     def stack(tokens: Tokens, context: Context) -> Tokens:
-        each = way.each or model.each_block
-        next(each(tokens, context))
-        found.update(bench.kernels(lambda: next(each(tokens, context))))
+        with fused.on(model, compiler(bench), wanted=way.fused):
+            next(model.each_block(tokens, context))
+            found.update(bench.kernels(lambda: next(model.each_block(tokens, context))))
         return tokens
 
     once(bench, model, size, stack)
     return found
-
-
-def fused(bench: Bench, model: Transformer) -> Each:
-    pieces = Pieces.of(compiled=bench.compiled and bench.device.type == "cuda")
-    inside = bench.rates.get("gelu inside", 0.0) > bench.rates.get("gelu apart", 0.0)
-    return Fused(model, pieces, epilogue=inside and bench.device.type == "cuda").each_block
 
 
 def by_tiles(bench: Bench, model: Transformer, size: str) -> None:
@@ -286,7 +300,7 @@ def by_tiles(bench: Bench, model: Transformer, size: str) -> None:
     for kind, dense in ways:
         tiles = Gathered(bench, size, dense)
         use(model, tiles)
-        way = Way(fused(bench, model), share=tiles.pattern.share, told={"pairs": tiles.pattern.share})
+        way = Way(fused=True, share=tiles.pattern.share, told={"pairs": tiles.pattern.share})
         row, cost = (
             f"t2v-14b {size} sparse {SPARSITY:g}, tile by tile, {kind}",
             seconds(bench, NAME, size, SOME),
@@ -297,14 +311,19 @@ def by_tiles(bench: Bench, model: Transformer, size: str) -> None:
 
 def by_flex(bench: Bench, model: Transformer, size: str, form: str = "") -> None:
     """The same by FlexAttention."""
-    flex, share = tiled(bench, size, SPARSITY), sparse.pattern(bench.tokens(size), SPARSITY).share
+    flex = flexed(bench, size)
     use(model, flex)
-    way = Way(fused(bench, model), share=share, matrix="fp8" if form else "bf16", told={"pairs": share})
+    share = flex.pattern.share
+    way = Way(fused=True, share=share, matrix="fp8" if form else "bf16", told={"pairs": share})
     row, cost = f"t2v-14b {size} {form}sparse {SPARSITY:g}, flex", seconds(bench, NAME, size, SOME)
     done = bench.attempt(row, cost + (0 if form else 10), lambda: measure(bench, model, size, way, SOME))
     use(model, chosen(bench, size))
     if done is not None and not form:
         bench.attempt(f"{size} flex beside tile by tile", 2, lambda: agreed(bench, size, flex))
+
+
+def flexed(bench: Bench, size: str) -> Flexed:
+    return Flexed(compiler(bench), bench.tokens(size), SPARSITY, chosen(bench, size))
 
 
 def agreed(bench: Bench, size: str, flex: Attend) -> Figures:
@@ -343,7 +362,7 @@ def eight_bits(bench: Bench, model: Transformer, sizes: tuple[str, ...], *, fast
         return False
     for size in sizes:
         use(model, chosen(bench, size))
-        way = Way(fused(bench, model) if fast and bench.compiled else None, matrix="fp8", told=told)
+        way = Way(fused=fast and bench.compiled, matrix="fp8", told=told)
         row, cost = f"t2v-14b {size} fp8" + ", fused" * fast, seconds(bench, NAME, size, SOME)
         bench.attempt(row, cost + 3 * fast, partial(measure, bench, model, size, way, SOME))
     return True

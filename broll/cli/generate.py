@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from broll.cli.options import Frames, Model, Seconds, Size
+from broll.cli.options import Frames, Model, Seconds, Size, Start
 from broll.cli.output import duration, gigabytes, say
 from broll.cli.stop import Stop, Stopped, stoppable
 from broll.cli.watch import Watch
@@ -47,7 +47,7 @@ def generate(
     seconds: Seconds = None,
     frames: Frames = None,
     negative: Annotated[str | None, typer.Option(help="What the clip should not show.")] = None,
-    image: Annotated[Path | None, typer.Option(help="The picture to start from.")] = None,
+    image: Start = None,
     last_image: Annotated[Path | None, typer.Option(help="The picture to end with.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed makes the same clip.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=How)] = None,
@@ -70,7 +70,7 @@ def generate(
     ] = None,
     quality: Annotated[
         str | None,
-        typer.Option(help="best computes every step; standard and draft skip some.", rich_help_panel=How),
+        typer.Option(help="best computes every step; standard and draft are faster.", rich_help_panel=How),
     ] = None,
     step_cache: Annotated[
         str | None, typer.Option(help="Chooses those steps: magcache or teacache.", rich_help_panel=How)
@@ -82,6 +82,10 @@ def generate(
     attention: Annotated[
         str | None,
         typer.Option(help="Kernel: auto, sdpa, flash3, sage ...", rich_help_panel=How),
+    ] = None,
+    compile: Annotated[
+        str | None,
+        typer.Option(help="Compile what lies between products: auto, on or off.", rich_help_panel=How),
     ] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
@@ -219,7 +223,7 @@ def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display")
         prompts = plans.prompts(job.spec) if expected.switched_on("text_first") else ()
         whole = wiring.load(
             job.model, job.config, native_fp8=settings.native_fp8, prompts=prompts, attention=settings.attention,
-            streamed=expected.switched_on(plans.STREAMING),
+            compile=settings.compile, streamed=expected.switched_on(plans.STREAMING),
         )  # fmt: skip
         parts, unused = loras.on(whole, job.spec, settings, job.loras)
     for line in unused:
@@ -248,7 +252,8 @@ def announce(job: "Job", expected: "Plan") -> None:
         say(f"going on after step {done} of {spec.steps}")
     memory = gigabytes(expected.estimate.memory_bytes)
     say(f"expected: {duration(seconds)} ({HOW[expected.target.source]}), {memory} of memory -> {job.out}")
-    for told in filter(None, (step_cache.told(spec, job.config), sparse.told(spec, job.config))):
+    kind = expected.target.kind
+    for told in filter(None, (step_cache.told(spec, job.config), sparse.told(spec, job.config, kind))):
         say(told)
     for lever in expected.on:
         asked = lever.name == STREAMING and expected.offload == "on"

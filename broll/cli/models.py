@@ -23,7 +23,7 @@ DOES = {
     "i2v": "first picture and text to video",
     "flf2v": "first and last picture and text to video",
     "vace": "text to video (its control video comes later)",
-    "ti2v": "text to video, or first picture and text",
+    "ti2v": "text to video, or first picture and text to video",
     None: "cannot be read",
 }
 MEGABYTE = 1_000_000

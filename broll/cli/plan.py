@@ -1,15 +1,20 @@
 """`broll plan`: what a clip would take here or on another card, and what fits if it does not. Nothing is made."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from broll.cli.options import Frames, Model, Seconds, Size
+from broll.cli.options import Frames, Model, Seconds, Size, Start
 from broll.cli.output import duration, gigabytes
 
 if TYPE_CHECKING:
+    from broll.catalog import Installed
+    from broll.engine.config import ModelConfig
     from broll.plan import Plan
+    from broll.settings import Settings
+    from broll.spec import VideoSpec
 
 PROMPT = "a clip"
 
@@ -22,6 +27,7 @@ def plan(
     size: Size = None,
     seconds: Seconds = None,
     frames: Frames = None,
+    image: Start = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="1 is off, and half the work.")] = None,
     takes: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
@@ -35,12 +41,11 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what a clip takes before it is made: seconds, memory, money, and what fits if it does not."""
-    from broll import cards, nearest, wiring
+    from broll import cards, nearest
     from broll import plan as plans
     from broll.cli.request import Options, check_together, frames_of, size_of
     from broll.engine import step_cache
     from broll.settings import Settings
-    from broll.spec import parse
 
     settings, options = Settings(), Options(frames=frames, seconds=seconds)
     card = None if device is None else cards.find(device)
@@ -48,10 +53,7 @@ def plan(
     given = {"prompt": prompt or PROMPT, "steps": steps, "guidance": guidance, "takes": takes}
     given |= {"quality": quality}
     given |= size_of(size) | frames_of(options)
-    parse(**given | {"model": model or "best"})
-    wiring.use_threads(settings)
-    found, config = plans.wanted(settings, model)
-    spec = plans.whole(parse(**given | {"model": config.name}), config)
+    spec, found, config = asked(settings, model, given, image)
     target = (
         plans.here(spec, config, settings, found) if card is None else plans.published(card, config, found)
     )
@@ -64,6 +66,23 @@ def plan(
     print("\n".join(lines(made) + ([skipping] if (skipping := step_cache.told(spec, config)) else [])))
     if not made.fits:
         print(nearest.sentence(made, config))
+
+
+def asked(
+    settings: "Settings", model: str | None, given: dict[str, Any], image: Path | None
+) -> "tuple[VideoSpec, Installed | None, ModelConfig]":
+    """The clip, and the model that would make it, if it is here."""
+    from broll import loras, wiring
+    from broll import plan as plans
+    from broll.spec import parse
+
+    parse(**given | {"model": model or "best"})
+    wiring.use_threads(settings)
+    first = None if image is None else wiring.read_picture(image)
+    found, config = plans.wanted(settings, model, "t2v" if first is None else "i2v")
+    start = {} if first is None else {"image": first.artifact}
+    spec, _ = loras.fitted(parse(**given | start | {"model": config.name}), settings, {})
+    return plans.whole(spec, config, None if first is None else first.image), found, config
 
 
 def lines(made: "Plan") -> list[str]:

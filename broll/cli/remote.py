@@ -66,6 +66,8 @@ def check(options: "Options") -> None:
         raise BadOption("--offload is for this machine; a server has the setting offload")
     if options.attention is not None:
         raise BadOption("--attention is for this machine; a server has the setting attention")
+    if options.compile is not None:
+        raise BadOption("--compile is for this machine; a server has the setting compile")
     check_together(options)
     if options.format not in (None, "mp4", "gif"):
         raise BadOption(f"--format is {options.format!r}; a server makes mp4 and gif")
@@ -76,7 +78,7 @@ def request(options: "Options") -> dict[str, Any]:
     from broll.cli.request import PLAIN, size_of
     from broll.spec import parse
 
-    given, pictures = liked(options.like) if options.like else ({}, {})
+    given, pictures = liked(options.like, options) if options.like else ({}, {})
     given |= {
         field: getattr(options, name) for name, field in PLAIN.items() if getattr(options, name) is not None
     }
@@ -114,12 +116,12 @@ def lora_asked(text: str) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def liked(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def liked(path: Path, options: "Options") -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields and the pictures of a clip to repeat."""
-    from broll import clips, wiring
+    from broll import clips, loras, wiring
     from broll.settings import Settings
 
-    spec = clips.read_record(path).spec
+    spec = loras.liked(clips.read_record(path).spec, options.quality, options.model)
     pictures = {
         name: wiring.kept_picture(Settings(), artifact).png
         for name in ("image", "last_image")

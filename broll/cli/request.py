@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from broll import catalog, clips, coaching, loras, takes, wiring
 from broll.cli.output import say
-from broll.engine.config import FPS, ModelConfig, Task
+from broll.engine.config import FPS, ModelConfig
 from broll.errors import BadOption, BadPrompt, OutputError
 from broll.prompts.report import Report
 from broll.settings import Settings
@@ -61,6 +61,7 @@ class Options:
     merge_loras: bool = False
     offload: str | None = None
     attention: str | None = None
+    compile: str | None = None
     motion: str | None = None
     takes: int | None = None
     pick: str | None = None
@@ -108,15 +109,17 @@ def prepare(options: Options, settings: Settings) -> Job:
             )
         loras.check_merge(job.model, job.spec)
     wiring.check_attention(settings.attention, job.config)
+    wiring.prepare_compiler(settings)
     return job
 
 
 def settings_of(options: Options) -> Settings:
     """The settings, and over them what was typed."""
-    if options.offload not in (None, "auto", "on", "off"):
-        raise BadOption(f"--offload is {options.offload!r}; possible are auto, on and off")
-    typed = {"offload": options.offload, "attention": options.attention}
-    return Settings(**{name: value for name, value in typed.items() if value is not None})  # type: ignore[arg-type]
+    for name in ("offload", "compile"):
+        if getattr(options, name) not in (None, "auto", "on", "off"):
+            raise BadOption(f"--{name} is {getattr(options, name)!r}; possible are auto, on and off")
+    typed = {name: getattr(options, name) for name in ("offload", "attention", "compile")}
+    return Settings(**{name: value for name, value in typed.items() if value is not None})
 
 
 def check_together(options: Options) -> None:
@@ -129,7 +132,7 @@ def check_together(options: Options) -> None:
         raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
-    free = {"resume", "model", "merge_loras", "offload", "attention"}
+    free = {"resume", "model", "merge_loras", "offload", "attention", "compile"}
     free |= {"out", "format", "force", "poster", "sheet", "as_json", "quiet"}
     for option in fields(options):
         if option.name not in free and getattr(options, option.name) not in (None, False):
@@ -139,7 +142,9 @@ def check_together(options: Options) -> None:
 
 def fresh(options: Options, settings: Settings) -> Job:
     liked = clips.read_record(options.like) if options.like else None
-    given: dict[str, Any] = liked.spec.model_dump() if liked else {}
+    given: dict[str, Any] = (
+        loras.liked(liked.spec, options.quality, options.model).model_dump() if liked else {}
+    )
     given |= {
         field: getattr(options, name) for name, field in PLAIN.items() if getattr(options, name) is not None
     }
@@ -151,7 +156,8 @@ def fresh(options: Options, settings: Settings) -> Job:
 
     pictures = pictures_of(options, liked.spec if liked else None, settings)
     given |= {field: picture.artifact for field, picture in pictures.items()}
-    model = catalog.find(settings, name) if name is not None else catalog.best(settings, task_of(pictures))
+    task = catalog.task_for(pictures)
+    model = catalog.find(settings, name) if name is not None else catalog.best(settings, task)
     spec = parse(**given | {"model": model.name})
     config, places = wiring.describe(model), dict[str, Path]()
     if spec.motion and spec.takes is None and not liked:
@@ -234,12 +240,6 @@ def coached(
 ) -> tuple[VideoSpec, Report | None]:
     known = coaching.context(config, spec, settings, use=options.preset, style=options.style)
     return coaching.coached(spec, known, how, coaching.endpoint(settings), picture)
-
-
-def task_of(pictures: dict[str, wiring.Picture]) -> Task:
-    if "last_image" in pictures:
-        return "flf2v"
-    return "i2v" if "image" in pictures else "t2v"
 
 
 def pictures_of(options: Options, liked: VideoSpec | None, settings: Settings) -> dict[str, wiring.Picture]:

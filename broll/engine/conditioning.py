@@ -67,6 +67,12 @@ def held(x: Latent, first: Float[Tensor, "1 _ k h w"] | None) -> Latent:
     return x if first is None else torch.cat([first.to(x), x[:, :, first.shape[2] :]], dim=2)
 
 
+def first_latent(vae: VAE, image: Image.Image, width: int, height: int) -> Float[Tensor, "1 _ 1 h w"]:
+    """The latent of a clip that begins with this picture. Scaled by Lanczos, as wan/textimage2video.py does it."""
+    start = fit(cover(image, width, height), width, height, "diffusers")
+    return vae.encode(start[:, :, None])
+
+
 def pixels(image: Image.Image) -> UInt8[Tensor, "1 3 h w"]:
     data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
     return data.view(image.height, image.width, 3).permute(2, 0, 1)[None]

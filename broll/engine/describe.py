@@ -15,6 +15,7 @@ from broll.engine.config import (
     Defaults,
     ImageConfig,
     ModelConfig,
+    Task,
     TextConfig,
     TransformerConfig,
     VAEConfig,
@@ -189,7 +190,7 @@ def small(
     with_image = shape.image_dim is not None
     return ModelConfig(
         name=name,
-        task=known.get("task", task_of(shape)),
+        task=own_task(extra, known.get("task"), shape),
         transformer=shape,
         vae=of("vae", vae_config, detect.vae, VAEConfig()),
         text=of("text_encoder", text_config, detect.text, TextConfig()),
@@ -197,6 +198,17 @@ def small(
         defaults=Defaults(**defaults | {"size": tuple(defaults["size"])}),
         preview=tuple(map(tuple, known["preview"])) if "preview" in known else None,
     )
+
+
+def own_task(place: Path, said: object, shape: TransformerConfig) -> Task:
+    """By its tensors; one that makes clips from text may also have learnt to start from a picture, and says so."""
+    found = task_of(shape)
+    if said is None or said == found:
+        return found
+    if found == "t2v" and said == "ti2v":
+        return "ti2v"
+    possible = "t2v or ti2v" if found == "t2v" else found
+    raise BadCheckpoint(f"{place} says task {said!r}; by the tensors beside it, it can be {possible}")
 
 
 def describe_numbers(c: TransformerConfig) -> str:

@@ -1,7 +1,7 @@
 """What a clip costs before it is made: operations and bytes, stage by stage.
 
     text       the prompts through umT5, once each, and their keys and values
-    image      the pictures through CLIP, and the clip between them through the VAE; VACE: a grey clip
+    image      the pictures through CLIP, and the clip between them through the VAE; VACE: a grey clip; ti2v: one frame
     denoise    steps * (1 or, with guidance, 2) forwards of the transformer, less those that are skipped (step_cache.py)
     decode     latents to frames
 
@@ -113,7 +113,7 @@ def estimate(
         weights["text_encoder"] * layers / (layers + t.vocab_size * t.d_model)
     )  # of its table only a few rows
     stages = [Stage("text", operations * prompts, total, text, int(reads) * prompts)]
-    if seen or c.vace_layers:
+    if seen or c.vace_layers or (pictures and config.task == "ti2v"):
         stages.append(_image(config, pixels, max(1, pictures), total, precision, device))
     forwards = step_cache.computed(spec, config) * prompts
     working += step_cache.kept_bytes(spec, config, tokens)
@@ -130,8 +130,9 @@ def estimate(
 def _image(
     config: ModelConfig, pixels: Grid, pictures: int, total: int, precision: Precision, device: str
 ) -> Stage:
-    operations = counts.encode(config.vae, pixels)
-    working = footprint.encode(config.vae, pixels.height, pixels.width, pixels.frames, precision.vae, device)
+    frames = 1 if config.task == "ti2v" else pixels.frames
+    operations = counts.encode(config.vae, Grid(frames, pixels.height, pixels.width))
+    working = footprint.encode(config.vae, pixels.height, pixels.width, frames, precision.vae, device)
     if config.image is not None:
         operations += counts.image_encoder(config.image) * pictures
         tokens = counts.image_tokens(config.image)

@@ -25,8 +25,11 @@ class Fp8Linear(QuantizedLinear):
         super().__init__(linear.stored, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.of_rounded(*rounded(x.flatten(0, -2)), x)
+
+    def of_rounded(self, q: Tensor, size: Tensor, x: Tensor) -> Tensor:
+        """Of an x that is rounded already, for several Linears that share it."""
         bias = None if self.bias is None else self.bias.to(torch.bfloat16)
-        q, size = rounded(x.flatten(0, -2))
         y = product(q, self.data.view(torch.float8_e4m3fn), size, self.by_rows(), bias)
         return y.to(x.dtype).unflatten(0, x.shape[:-1])
 

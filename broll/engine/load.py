@@ -18,7 +18,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from broll.engine import attention, fp8, kernels, lora, offload, packed, quantized, vace, weights
+from broll.engine import attention, compiled, fp8, kernels, lora, offload, packed, quantized, vace, weights
+from broll.engine.compiled import Compiler
 from broll.engine.config import ImageConfig, ModelConfig
 from broll.engine.describe import describe
 from broll.engine.formats import Opened
@@ -72,6 +73,7 @@ class Parts:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     digests: tuple[tuple[str, str], ...] = ()
     levers: tuple[str, ...] = ()
+    compiler: Compiler = field(default_factory=Compiler)
 
 
 @dataclass(frozen=True)
@@ -116,10 +118,12 @@ def load(
     streamed: bool = False,
     pinnable: int = 0,
     attention: str = kernels.AUTO,
+    compile: str = compiled.AUTO,
 ) -> Parts:
     """Everything that `pipeline.generate` needs, on `device`; with the LoRAs of `merge` in its weights.
 
     `attention`: a name of attention.BACKENDS, checked in the first step of every clip; or the best kernel here.
+    `compile`: on, off, or auto, for those clips that it pays for (fused.py).
 
     With `prompts`, these are encoded first and the text encoder is let go before anything else is read. `streamed`: two
     blocks of the transformer are on the device at a time, and `pinnable` bytes of main memory may hold the others.
@@ -127,6 +131,7 @@ def load(
     if merge and streamed:
         raise BadOption("LoRAs cannot be merged into blocks that are streamed; they can run beside")
     precision, device = precision or Precision(), torch.device(device)
+    compiler = Compiler(compiled.chosen(compile, device))
     config = describe(folder, name)
     text = text_encoder(folder, config, device, precision.text)
     words = RememberedText(text, prompts) if prompts else text
@@ -162,6 +167,7 @@ def load(
         device=device,
         digests=digests,
         levers=("text_first",) * bool(prompts) + ("block_streaming",) * streamed,
+        compiler=compiler,
     )
 
 

@@ -9,13 +9,14 @@ Whoever iterates owns progress, preview, snapshot and cancel (closing it stops t
 import hashlib
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from broll.engine import conditioning, kernels, shapes, sparse, step_cache, vace
+from broll.engine import conditioning, fused, kernels, shapes, sparse, step_cache, vace
 from broll.engine.conditioning import Conditioning
 from broll.engine.config import ModelConfig
 from broll.engine.guidance import Forward, guided
@@ -86,13 +87,13 @@ def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None
 def _check_task(spec: VideoSpec, config: ModelConfig) -> None:
     if config.task in ("t2v", "vace") and (spec.image or spec.last_image):
         raise WrongTask(
-            f"{config.name} makes clips from text alone; for --image use an image-to-video model such as "
-            "wan2.1-i2v-14b-480p"
+            f"{config.name} makes clips from text alone; for --image use a model that starts from a picture, such as "
+            "nano or wan2.1-i2v-14b-480p"
         )
     if config.task in ("i2v", "flf2v") and spec.image is None:
         raise WrongTask(f"{config.name} needs a picture to start from: give --image")
     if config.task in ("i2v", "ti2v") and spec.last_image:
-        raise WrongTask(f"{config.name} takes no last picture; wan2.1-flf2v-14b does")
+        raise WrongTask(f"{config.name} takes no last picture; for --last-image use wan2.1-flf2v-14b")
     if config.task == "flf2v" and spec.last_image is None:
         raise WrongTask(f"{config.name} needs a first and a last picture: give --last-image too")
 
@@ -115,7 +116,7 @@ def noise(grid: Grid, channels: int, seed: int) -> Latent:
 
 
 def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning:
-    """Run the encoders: text, and for image models CLIP and the VAE."""
+    """Run the encoders: text; for a picture the VAE and, where the model has it, CLIP."""
     prompts = [spec.prompt] + ([spec.negative_prompt or ""] if spec.guidance != 1 else [])
     texts = []
     for prompt in prompts:
@@ -125,9 +126,8 @@ def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning
     given = [pictures[a.sha256] for a in (spec.image, spec.last_image) if a is not None]
     assert spec.width and spec.height and spec.frames
     if parts.config.task == "ti2v" and given:
-        whole = conditioning.cover(given[0], spec.width, spec.height)
-        start = conditioning.fit(whole, spec.width, spec.height, spec.preprocessing)
-        return Conditioning(positive, negative, first=parts.vae.encode(start[:, :, None]))
+        first = conditioning.first_latent(parts.vae, given[0], spec.width, spec.height)
+        return Conditioning(positive, negative, first=first)
     if parts.config.task == "vace":
         control = vace.free(parts.vae, spec.frames, spec.height, spec.width)
         return Conditioning(positive, negative, control=control)
@@ -159,6 +159,7 @@ def generate(
     assert spec.sampler and spec.grid and spec.guidance
     check_prompt(spec, parts)
     kernels.begin(parts.transformer)
+    parts.compiler.begin()
     stride = parts.config.vae.spatial_stride
     grid = shapes.latent_grid(Grid(spec.frames, spec.height, spec.width), stride)
     levels = schedule(spec.steps, shift=spec.shift, grid=spec.grid, sampler=spec.sampler)
@@ -169,13 +170,22 @@ def generate(
         velocity = guided(*forwards(parts, given, grid, levels.times), spec.guidance)
         x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
         skips = step_cache.of(spec, parts.config, parts.transformer)
-        with step_cache.on(parts.transformer, skips), sparse.on(parts.transformer, spec):
+        with step_cache.on(parts.transformer, skips), faster(spec, parts):
             for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
-                yield from map(Warned, kernels.news(parts.transformer))
+                yield from map(Warned, kernels.news(parts.transformer) + parts.compiler.news())
                 last = as_seen(step, given, resumable=step.index + 1 not in skips)
                 yield last
     assert last is not None
     yield from decode(last.x, parts)
+
+
+@contextmanager
+def faster(spec: VideoSpec, parts: Parts) -> Iterator[None]:
+    """Far pairs left out, passes compiled: whatever of it this clip asks for or pays for."""
+    model, compiler = parts.transformer, parts.compiler
+    wanted = fused.wanted(spec, parts.config, compiler)
+    with sparse.on(model, spec, compiler), fused.on(model, compiler, wanted=wanted):
+        yield
 
 
 def forwards(

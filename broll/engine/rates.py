@@ -96,7 +96,7 @@ def linear(model: Transformer, tokens: int, device: torch.device) -> float:
     n = fitting(tokens, operations, device)
     context = Context(
         Grid(1, 1, n), rotary(Grid(1, 1, n), c.head_dim, device), torch.zeros(1, PROMPT, c.dim, device=device),
-        model.compute_dtype, time=torch.zeros(1, 6, c.dim, device=device),
+        model.compute_dtype, time=torch.zeros(1, 1, 6, c.dim, device=device),
     )  # fmt: skip
     x = torch.zeros(1, n, c.dim, device=device)
     model.use(passed_on)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from broll import __version__
-from broll.engine import step_cache
+from broll.engine import fused, step_cache
 from broll.engine.load import Parts
 from broll.engine.sampler import Step
 from broll.errors import BadSnapshot, OutputError
@@ -35,11 +35,12 @@ class Snapshot:
 
 
 def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
-    """What must be the same for the same bits: device, versions, threads, precision, kernels, weights; of a spec
-    whose quality skips steps, which ones.
+    """What must be the same for the same bits: device, versions, threads, precision, kernels, weights; of a spec also
+    which steps are skipped, and what is compiled.
     """
     device = parts.device.type
     skipped = "" if spec is None else step_cache.choice(spec, parts.config)
+    compiled = "" if spec is None else fused.named(spec, parts.config, parts.compiler)
     return {
         "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else processor(),
         "machine": platform.machine(),
@@ -50,7 +51,7 @@ def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
         "vae": str(parts.vae.dtype),
         "attention": parts.transformer.attend_name,
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
-    } | ({"skipped": skipped} if skipped else {})
+    } | {name: value for name, value in (("skipped", skipped), ("compiled", compiled)) if value}
 
 
 def processor() -> str:

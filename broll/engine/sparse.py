@@ -9,10 +9,13 @@ Every frame is cut into bands of rows, some 256 tokens each. Of two frames d apa
 w is the widest with which `sparsity`, a share of all pairs, is left out. The first quarter of the steps and the first
 layer stay dense, as in the authors' scripts for WAN 2.1 (12 of 50 steps, 1 of 4; 1 layer). Sparsity 0 changes no bit.
 
-`gathered` runs the dense kernel over each band's own keys, so it is fast with any kernel and checked as it is;
-`masked` is its slow twin. Left out: text attention, and the finer windows of the authors' kernel (blocks of 128).
+`gathered` runs the dense kernel over each band's own keys, so it works with any kernel and is checked as it is;
+`masked` is its slow twin. `flexed`, where something is compiled (compiled.py), gives the pattern to FlexAttention: of
+blocks of 128 those are left out whole of which no pair is kept, and in the others those pairs that are not. `gathered`
+is its slow twin. Left out: text attention, and the finer windows of the authors' kernel (blocks of 128).
 
     Radial attention    https://arxiv.org/abs/2506.19852
+    FlexAttention       https://pytorch.org/blog/flexattention/
     settings            scripts/wan_t2v_inference_*.sh of mit-han-lab/radial-attention
 """
 
@@ -20,6 +23,8 @@ import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +32,18 @@ from torch import Tensor
 
 from broll.engine import shapes
 from broll.engine.attention import Attend, AttendCall
+from broll.engine.compiled import Compiler, Dropped
 from broll.engine.config import ModelConfig, TransformerConfig
 from broll.engine.shapes import Grid, Heads, Keys
 from broll.engine.transformer import SelfAttention, Transformer
 from broll.spec import VideoSpec
 
+FEATURE = "sparse"  # of what is compiled
+# Operations a second of `flexed` on an H200 and of its dense attention, by cuDNN: 14B at 720p, sparsity 0.5, in
+# benchmarks/results/h200-2026-11-26.json. A block takes 295.1 ms with 41 % of the pairs, 278.2 with all, of which
+# attention is 206.2.
+FLEX, DENSE_H200 = 216e12, 568e12
+BLOCK = 128  # tokens of a block of FlexAttention
 BAND = 256  # tokens, about
 BANDS = (4, 8)  # of a frame: at least and at most
 DENSE = 0.25  # of the steps, at the beginning
@@ -109,11 +121,44 @@ def gathered(dense: Attend, q: Heads, k: Keys, v: Keys, call: AttendCall, patter
     return out
 
 
+@functools.lru_cache(maxsize=4)
+def mask(pattern: Pattern, device: torch.device) -> Any:
+    """The pattern as FlexAttention's BlockMask: blocks of which some pairs are kept, and those of which all are."""
+    from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415  it brings the compiler
+
+    tokens = pattern.edges[-1]
+    tile = torch.repeat_interleave(torch.tensor(pattern.edges).diff())
+    holds = torch.zeros(-(-tokens // BLOCK), len(pattern.kept))  # block x tile
+    holds[torch.arange(tokens) // BLOCK, tile] = 1
+    kept = pattern.kept.float()
+    some, lacking = (holds @ kept @ holds.T) > 0, (holds @ (1 - kept) @ holds.T) > 0
+    of_token, table = tile.to(device), pattern.kept.to(device)
+
+    return BlockMask.from_kv_blocks(
+        *listed(some & lacking, device), *listed(some & ~lacking, device),
+        BLOCK_SIZE=BLOCK, seq_lengths=(tokens, tokens),
+        mask_mod=lambda b, h, query, key: table[of_token[query], of_token[key]],
+    )  # fmt: skip
+
+
+def listed(on: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first."""
+    count = on.sum(1, dtype=torch.int32)
+    which = on.int().argsort(dim=1, descending=True, stable=True).int()
+    return count[None, None].to(device), which[None, None].contiguous().to(device)
+
+
+def flexed(compiler: Compiler, q: Heads, k: Keys, v: Keys, pattern: Pattern) -> Heads:
+    from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
+
+    return compiler.of(flex_attention)(q, k, v, block_mask=mask(pattern, q.device))
+
+
 class Radial:
     """An attend around a dense one, for one clip."""
 
-    def __init__(self, dense: Attend, sparsity: float, first: int) -> None:
-        self._dense, self._sparsity, self._first = dense, sparsity, first
+    def __init__(self, dense: Attend, sparsity: float, first: int, compiler: Compiler) -> None:
+        self._dense, self._sparsity, self._first, self._compiler = dense, sparsity, first, compiler
 
     @property
     def __name__(self) -> str:
@@ -122,17 +167,32 @@ class Radial:
     def __call__(self, q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
         if call.step < self._first:
             return self._dense(q, k, v, call)
-        return gathered(self._dense, q, k, v, call, pattern(call.grid, self._sparsity))
+        made = pattern(call.grid, self._sparsity)
+        slow = partial(gathered, self._dense, q, k, v, call, made)
+        if self._compiler.makes(FEATURE):
+            try:
+                return self._compiler.run(
+                    FEATURE, "flex", partial(flexed, self._compiler, q, k, v, made), slow
+                )
+            except Dropped:
+                pass
+        return slow()
+
+
+def by_flex(spec: VideoSpec, compiler: Compiler) -> bool:
+    """Whether pairs of this clip are left out by FlexAttention."""
+    return bool(spec.sparsity) and compiler.makes(FEATURE)
 
 
 @contextmanager
-def on(model: Transformer, spec: VideoSpec) -> Iterator[None]:
+def on(model: Transformer, spec: VideoSpec, compiler: Compiler | None = None) -> Iterator[None]:
     """For one clip. Without sparsity nothing is changed."""
+    compiler = compiler or Compiler()
     places = [module for module in model.modules() if isinstance(module, SelfAttention)]
     before = [place.attend for place in places]
     for place in places:
         if spec.sparsity and place.layer not in dense_layers(model.config):
-            place.attend = Radial(place.attend, spec.sparsity, dense_steps(spec))
+            place.attend = Radial(place.attend, spec.sparsity, dense_steps(spec), compiler)
     try:
         yield
     finally:
@@ -174,12 +234,20 @@ def share(spec: VideoSpec, config: ModelConfig, forwards: int | None = None) -> 
     return (first + (count - first) * step) / count
 
 
-def told(spec: VideoSpec, config: ModelConfig) -> str:
-    """One line on what the sparsity asked for comes to; empty without any."""
+def told(spec: VideoSpec, config: ModelConfig, device: str = "cpu") -> str:
+    """One line on what the sparsity asked for comes to, on a GPU also whether that may take longer; else empty."""
     if not spec.sparsity:
         return ""
     part = pattern(grid_of(spec, config), spec.sparsity).share
     return (
         f"sparsity {spec.sparsity:g}: {part:.0%} of the pairs in self-attention are computed after the first "
         f"{dense_steps(spec)} of {spec.steps} steps; {share(spec, config):.0%} in all"
+        + (f"; {worth(part)}" if device == "cuda" and FLEX / part < DENSE_H200 else "")
+    )
+
+
+def worth(part: float) -> str:
+    return (
+        f"this saves time only where dense attention computes less than {FLEX / part / 1e12:.0f} TFLOP/s, and an "
+        f"H200 computes {DENSE_H200 / 1e12:.0f}"
     )

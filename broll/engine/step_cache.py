@@ -144,8 +144,9 @@ def told(spec: VideoSpec, config: ModelConfig) -> str:
     if spec.quality not in QUALITY:
         idle = f"{spec.step_cache} changes nothing: quality best computes every step"
         return idle if spec.step_cache else ""
-    if few(spec) and spec.quality == "draft" and spec.loras:
-        return ""  # it came with a student, and who brought that has said so
+    if few(spec) and spec.quality == "draft" and spec.student:
+        how = " without guidance" if spec.guidance == 1 else ""
+        return f"quality draft: {spec.student.name} makes it in {spec.steps} steps{how}"
     if few(spec):
         why = f"{spec.steps} steps" if (spec.steps or 0) <= FEW else "the steps of a distilled model"
         return f"quality {spec.quality} changes nothing: {why} are too few to skip any"

@@ -46,7 +46,9 @@ class Context:
     control: Tokens | None = None  # embedded control video, for VACE
     control_scale: float = 1.0  # weight of its hints
     text_bias: Float[Tensor, "l"] | None = None  # weight of collapsed padding, as a logit
-    time: Float[Tensor, "b g 6 m"] | None = None  # set anew for every step; g: one, or one of each latent frame
+    time: Float[Tensor, "b g 6 m"] | None = (
+        None  # set anew for every step; g: one, or one of each latent frame
+    )
     branch: str = "positive"
     step: int = 0
     memory: KeysValues | None = field(default_factory=dict)  # cross-attention keys and values; None: no reuse
@@ -114,14 +116,14 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tokens, context: Context) -> Tokens:
         q = split_heads(self.norm_q(self.q(x)), self.heads)
-        k, v = self._keys_values(self.k, self.norm_k, self.v, context.text, context)
+        k, v = self.keys_values(self.k, self.norm_k, self.v, context.text, context)
         out = self.attend(q.to(v.dtype), k, v, context.call("text", self.layer))
         if context.image is not None:
-            k, v = self._keys_values(self.k_img, self.norm_k_img, self.v_img, context.image, context)
+            k, v = self.keys_values(self.k_img, self.norm_k_img, self.v_img, context.image, context)
             out = out + self.attend(q.to(v.dtype), k, v, context.call("image", self.layer))
         return self.o(merge_heads(out))
 
-    def _keys_values(
+    def keys_values(
         self, to_k: nn.Module, norm: nn.Module, to_v: nn.Module, source: TextTokens, context: Context
     ) -> tuple[Keys, Keys]:
         if context.memory is not None and to_k in context.memory:

@@ -8,6 +8,7 @@ Nothing is written without the lease. What is stored goes first into artifacts u
 counts only when the row that names it is committed; a kill between the two leaves a file that the sweep removes.
 """
 
+import functools
 import hashlib
 import json
 import threading
@@ -150,7 +151,8 @@ class Dispatcher:
 
     def _follow(self, slot: Slot, lease: Lease) -> Failed | Stopped | Clip:
         """Write what the executor says; its last word."""
-        writer = Writer(self.leases, self.artifacts, lease, self.pace.progress_s, self.patiently)
+        over = functools.partial(self.over, lease.job)
+        writer = Writer(self.leases, self.artifacts, lease, self.pace.progress_s, self.patiently, over)
         with self._closing(slot.executor.run(self._prepare(lease))) as events:
             if slot.reason:  # told to stop while the work was prepared
                 slot.executor.stop(now=slot.reason != "preempt")

@@ -31,9 +31,9 @@ class Writer:
 
     def __init__(
         self, leases: Leases, artifacts: Artifacts, lease: Lease, every_s: float,
-        patiently: Callable[[Callable[[], Any]], None],
+        patiently: Callable[[Callable[[], Any]], None], over: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        self._leases, self._artifacts, self._patiently = leases, artifacts, patiently
+        self._leases, self._artifacts, self._patiently, self._over = leases, artifacts, patiently, over
         self._job, self._token, self._every_s = lease.job, lease.token, every_s
         self._folder = f"jobs/{lease.job.id}/{lease.token}"
         self._percent, self._said = lease.job.percent, 0.0
@@ -98,6 +98,7 @@ class Writer:
                 self._token, files, resumed_elsewhere=event.resumed_elsewhere, result=result, share=share
             )
         )
+        self._over()  # who waits for the clip need not wait for the tidying up
         with suppress(BrollError, DBAPIError):
             self._remember(event)
             for done_with in (self._snapshot, f"{self._folder}/preview.webp"):

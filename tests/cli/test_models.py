@@ -197,9 +197,9 @@ def test_offline_nothing_is_asked(run, hub, models):
     assert "HF_HUB_OFFLINE" in err
 
 
-def test_a_private_repository_is_read_with_a_token(start, run, hub, models):
+def test_a_private_repository_is_read_with_a_token(start, broll, hub, models):
     hub.private["some/Tiny"] = "hf_secret"
-    assert code_of(run("pull", "some/Tiny", "--json"))[1] == "hub_not_found"
+    assert broll("models", "pull", "some/Tiny", "--json").json["error"]["code"] == "hub_not_found"
     process = start("pull", "some/Tiny", HF_TOKEN="hf_secret")
     while not hub.asked:  # it may read
         assert process.poll() is None, process.communicate()

@@ -1,5 +1,6 @@
 """What a stage needs, as counted and as watched on the meta device, against what really is alive."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ from broll.engine.load import Precision
 from broll.engine.pipeline import resolve
 from broll.engine.shapes import Grid
 from broll.engine.sources import sources
-from broll.spec import parse
+from broll.spec import Artifact, parse
 from tests import checkpoints
 
 BF16 = Precision(linears=torch.bfloat16, text=torch.bfloat16)
@@ -41,13 +42,22 @@ def test_decoding_needs_no_more_for_a_longer_clip():
 
 
 def test_pictures_and_a_video_to_follow_are_a_stage():
-    from broll.spec import Artifact
-
     picture = PUBLISHED["wan2.1-i2v-14b-480p"]
     made = cost(picture, image=Artifact.of(b"a picture"))
     assert [stage.name for stage in made.stages] == ["text", "image", "denoise", "decode"]
     assert made.stage("image").operations.convolution > 1e14
     assert cost(PUBLISHED["wan2.1-vace-1.3b"]).stage("image").operations.total > 1e14
+
+
+def test_a_first_picture_that_is_kept_as_it_is_costs_one_frame_of_the_autoencoder():
+    starts = dataclasses.replace(WAN, name="starts", task="ti2v")
+    assert [stage.name for stage in cost(starts).stages] == ["text", "denoise", "decode"]
+    made = cost(starts, image=Artifact.of(b"a picture"))
+    assert [stage.name for stage in made.stages] == ["text", "image", "denoise", "decode"]
+    whole = cost(PUBLISHED["wan2.1-vace-1.3b"]).stage("image")  # the same autoencoder, all frames
+    assert 0 < made.stage("image").operations.total < whole.operations.total / 40
+    assert made.stage("image").working < whole.working
+    assert made.stage("denoise") == cost(starts).stage("denoise")
 
 
 def test_a_text_encoder_that_is_let_go_is_in_memory_alone_and_then_not_at_all():

@@ -38,7 +38,7 @@ def linear(scales, rows=96, columns=512, *, bias=True):
     else:
         data, scale = formats.to_fp8(weight, {"one": None, "rows": 1, "parts": 4}[scales])
         held = Stored("F8_E4M3", (rows, columns), data.view(torch.uint8), scale)
-    return QuantizedLinear(held, nn.Parameter(torch.randn(rows)) if bias else None)
+    return QuantizedLinear(held, nn.Parameter(torch.linspace(-1, 1, rows)) if bias else None)
 
 
 def relative(a, b):
@@ -51,7 +51,8 @@ def relative(a, b):
 def test_it_is_the_dequantized_product_but_for_the_rounding_of_x(scales, dtype, device):
     slow = linear(scales).to(device)
     fast = Fp8Linear(slow)
-    x = (torch.randn(2, 60, 512) * torch.logspace(-3, 3, 60)[:, None]).to(device, dtype)
+    noise = torch.randn(2, 60, 512, generator=torch.Generator().manual_seed(1))
+    x = (noise * torch.logspace(-3, 3, 60)[:, None]).to(device, dtype)
     with torch.no_grad():
         y = fast(x)
         assert (y.dtype, y.shape) == (dtype, (2, 60, 96))

@@ -1,15 +1,25 @@
 """Prompt to frames on a tiny model: the door, the stream, and going on after a break."""
 
+import dataclasses
+
 import pytest
 import torch
 from PIL import Image
 
-from broll.engine import pipeline, preview, snapshot
+from broll.engine import conditioning, pipeline, preview, snapshot, step_cache
+from broll.engine.config import Ratios
 from broll.engine.load import load
 from broll.engine.pipeline import Frames, digest, generate, resolve
 from broll.engine.sampler import SAMPLERS, Step
 from broll.errors import BadOption, BadPrompt, BadSnapshot, UnsupportedShape, WrongTask
 from broll.spec import Artifact, parse
+from tests import checkpoints
+
+
+@pytest.fixture(scope="module")
+def starting(tmp_path_factory):
+    """A model that makes clips from text, or from text and a first picture."""
+    return load(checkpoints.diffusers_folder(tmp_path_factory.mktemp("ti2v") / "starts", "ti2v"), "starts")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +130,7 @@ def test_a_latent_is_previewed_without_the_autoencoder(parts):
         ({"width": 640, "height": 320}, UnsupportedShape, "too large"),
         ({"width": 64}, BadOption, "together"),
         ({"frames": 8001}, UnsupportedShape, "too many"),
-        ({"image": Artifact.of(b"x")}, WrongTask, "image-to-video"),
+        ({"image": Artifact.of(b"x")}, WrongTask, "nano or wan2.1-i2v-14b-480p"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused_at_the_door(parts, fields, error, words):
@@ -158,3 +168,93 @@ def test_the_first_frame_steers_an_image_model(tiny_models):
         spec = resolve(parse(model="tiny-i2v", prompt="a lake", seed=1, image=artifact), parts.config)
         runs.append(split(pipeline.generate(spec, parts, {artifact.sha256: image}))[1])
     assert not torch.equal(*runs)
+
+
+# --- from text, or from a first picture -------------------------------------------------------------------
+
+PICTURE = Image.linear_gradient("L").resize((64, 32)).convert("RGB")
+
+
+def begun_with(picture, parts, **fields):
+    """A spec with this picture, and the pictures that `generate` is given."""
+    artifact = Artifact.of(picture.tobytes())
+    given = {"model": "starts", "prompt": "a lake", "seed": 1, "image": artifact}
+    spec = resolve(parse(**given | fields), parts.config, picture=picture)
+    return spec, {artifact.sha256: picture}
+
+
+def test_the_first_latent_stays_that_of_the_picture_in_every_step(starting):
+    spec, pictures = begun_with(PICTURE, starting)
+    steps, frames = split(generate(spec, starting, pictures))
+    latent = conditioning.first_latent(starting.vae, PICTURE, 64, 32)
+    for step in steps:
+        assert torch.equal(step.x[:, :, :1], latent)
+        assert torch.equal(step.x0[:, :, :1], latent)
+        assert not torch.equal(step.x[:, :, 1:2], latent)
+    assert torch.equal(frames[:, :1], starting.vae.decode(latent)[0])
+
+
+def test_the_picture_steers_the_frames_after_it(starting):
+    runs = []
+    for colour in ("red", "blue"):
+        spec, pictures = begun_with(Image.new("RGB", (64, 32), colour), starting)
+        runs.append(split(generate(spec, starting, pictures))[0][-1].x[:, :, 1:])
+    assert not torch.equal(*runs)
+
+
+def test_without_a_picture_the_clip_is_that_of_a_model_for_text(starting, parts):
+    asked = {"prompt": "a lake", "seed": 1}
+    own = split(generate(resolve(parse(model="starts", **asked), starting.config), starting))[1]
+    assert torch.equal(own, split(generate(ask(parts, **asked), parts))[1])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_clip_from_a_picture_is_continued_from_any_step_with_the_same_bits(sampler, starting, tmp_path):
+    spec, pictures = begun_with(PICTURE, starting, sampler=sampler, steps=5)
+    steps, frames = split(generate(spec, starting, pictures))
+    for step in steps:
+        path = tmp_path / "clip.snapshot"
+        snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(starting)))
+        rest, again = split(generate(spec, starting, pictures, resume=snapshot.load(path).step))
+        assert torch.equal(again, frames)
+        assert [digest(one.x) for one in rest] == [digest(one.x) for one in steps[step.index + 1 :]]
+
+
+def test_steps_are_skipped_and_the_first_latent_stays(starting):
+    """Continued before a computed step, the bits are the same."""
+    known = Ratios((1.0, *[0.99] * 13), (1.0, *[0.98] * 13), "made up")
+    parts = dataclasses.replace(starting, config=dataclasses.replace(starting.config, ratios=known))
+    spec, pictures = begun_with(PICTURE, parts, steps=14, quality="draft")
+    assert len(step_cache.by_magnitude(spec, parts.config)) == 9
+    steps, frames = split(generate(spec, parts, pictures))
+    latent = conditioning.first_latent(parts.vae, PICTURE, 64, 32)
+    assert all(torch.equal(step.x[:, :, :1], latent) for step in steps)
+    exact = split(generate(spec.model_copy(update={"quality": None}), parts, pictures))[1]
+    assert not torch.equal(frames, exact)
+    for step in (step for step in steps if step.resumable):
+        assert torch.equal(split(generate(spec, parts, pictures, resume=step))[1], frames)
+
+
+def test_a_last_picture_is_refused_and_the_model_that_takes_one_is_named(starting):
+    image = Artifact.of(b"x")
+    asked = parse(model="starts", prompt="a lake", image=image, last_image=image)
+    with pytest.raises(WrongTask, match=r"starts takes no last picture; .* wan2\.1-flf2v-14b"):
+        resolve(asked, starting.config)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size"), [((200, 400), (32, 64)), ((400, 200), (64, 32)), ((90, 90), (32, 32))]
+)
+def test_a_first_picture_sets_the_aspect_at_the_models_own_area(starting, sides, size):
+    spec, pictures = begun_with(Image.new("RGB", sides, "red"), starting)
+    assert (spec.width, spec.height) == size
+    assert split(generate(spec, starting, pictures))[1].shape == (3, 9, *reversed(size))
+    assert begun_with(Image.new("RGB", sides), starting, width=96, height=32)[0].width == 96
+
+
+def test_a_large_first_picture_is_scaled_without_aliasing(starting):
+    """Stripes of one pixel, at a sixteenth of their size, are grey; taken pixel by pixel they would not be."""
+    stripes = Image.frombytes("L", (1024, 512), bytes([0, 255] * 512) * 512).convert("RGB")
+    grey = conditioning.first_latent(starting.vae, Image.new("RGB", (64, 32), (127, 127, 127)), 64, 32)
+    made = conditioning.first_latent(starting.vae, stripes, 64, 32)
+    assert (made - grey).abs().max() < 0.1

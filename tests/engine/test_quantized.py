@@ -142,7 +142,7 @@ print(status("VmHWM") - before, sum(tensor.nbytes for tensor in held))
 def test_loading_takes_little_more_memory_than_what_is_kept(form, low, tmp_path, monkeypatch):
     """All pages of the process count, those of the mapped file too: kept as it is, cast down, cast up."""
     small = formats.transformer_file(tmp_path / "small", form)
-    big = replace(formats.NUMBERS, dim=768, ffn_dim=4096, num_heads=6, num_layers=12)
+    big = replace(formats.NUMBERS, dim=768, ffn_dim=4096, num_heads=6, num_layers=6)
     monkeypatch.setattr(formats, "NUMBERS", big)
     formats.transformer.cache_clear()
     path = formats.transformer_file(tmp_path / "big", form)
@@ -151,5 +151,5 @@ def test_loading_takes_little_more_memory_than_what_is_kept(form, low, tmp_path,
         [sys.executable, "-c", MEASURE, small, path, low], capture_output=True, text=True, check=True
     )
     peak, kept = map(int, run.stdout.split())
-    assert kept > (140_000_000 if "gguf" in form else 260_000_000)
+    assert kept > (70_000_000 if "gguf" in form else 130_000_000)
     assert peak < 1.1 * kept, f"{peak / kept:.2f} of {kept}"

@@ -8,6 +8,7 @@ import torch
 
 from broll.engine import attention, counts, sparse, vace
 from broll.engine.attention import AttendCall
+from broll.engine.compiled import ON, Compiler
 from broll.engine.config import PUBLISHED
 from broll.engine.estimate import estimate
 from broll.engine.load import Precision, load
@@ -49,6 +50,60 @@ def test_tile_by_tile_equals_the_masked_twin(grid, sparsity):
     call = AttendCall("self", 1, grid)
     fast = sparse.gathered(attention.sdpa, q, k, v, call, made)
     torch.testing.assert_close(fast, sparse.masked(q, k, v, made), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_flexattention_is_given_the_pairs_of_the_pattern_and_no_others(grid):
+    made = sparse.pattern(grid, 0.5)
+    mask, n = sparse.mask(made, torch.device("cpu")), grid.size
+    pairs = torch.zeros(n, n, dtype=torch.bool)
+    for row in range(-(-n // sparse.BLOCK)):
+        queries = slice(row * sparse.BLOCK, (row + 1) * sparse.BLOCK)
+        some, full = (
+            which[0, 0, row, : counts[0, 0, row]].tolist()
+            for counts, which in (
+                (mask.kv_num_blocks, mask.kv_indices),
+                (mask.full_kv_num_blocks, mask.full_kv_indices),
+            )
+        )
+        assert not set(some) & set(full)
+        for block in some + full:
+            keys = slice(block * sparse.BLOCK, (block + 1) * sparse.BLOCK)
+            q, k = torch.meshgrid(torch.arange(n)[queries], torch.arange(n)[keys], indexing="ij")
+            pairs[queries, keys] = True if block in full else mask.mask_mod(0, 0, q, k)
+    tile = torch.repeat_interleave(torch.tensor(made.edges).diff())
+    assert torch.equal(pairs, made.kept[tile][:, tile])
+
+
+def test_flexattention_equals_the_dense_kernel_tile_by_tile():
+    grid = Grid(3, 12, 14)
+    q, k, v = tensors(grid.size)
+    made, call, compiler = sparse.pattern(grid, 0.5), AttendCall("self", 1, grid), Compiler(ON, "aot_eager")
+    out = sparse.flexed(compiler, q, k, v, made)
+    twin = sparse.gathered(attention.sdpa, q, k, v, call, made)
+    torch.testing.assert_close(out, twin, atol=2e-6, rtol=1e-5)
+    asked = []
+
+    def dense(q, k, v, call):
+        asked.append(q.shape[2])
+        return attention.sdpa(q, k, v, call)
+
+    radial = sparse.Radial(dense, 0.5, 0, compiler)
+    assert torch.equal(radial(q, k, v, call), radial(q, k, v, call))
+    assert len(asked) == len(made.edges) - 1  # compared once
+
+
+def test_where_flexattention_cannot_be_had_it_goes_tile_by_tile():
+    grid = Grid(3, 4, 5)
+    q, k, v = tensors(grid.size)
+    call, made, compiler = (
+        AttendCall("self", 1, grid),
+        sparse.pattern(grid, 0.5),
+        Compiler(ON, "no such thing"),
+    )
+    out = sparse.Radial(attention.sdpa, 0.5, 0, compiler)(q, k, v, call)
+    assert torch.equal(out, sparse.gathered(attention.sdpa, q, k, v, call, made))
+    assert len(compiler.news()) == 1 and not compiler.makes("sparse")
 
 
 def attends(frame, band, other_frame, other_band, width):
@@ -191,6 +246,15 @@ def test_what_it_comes_to_is_said_in_one_line(parts):
     assert sparse.told(ask(parts), parts.config) == ""
     told = sparse.told(ask(parts, sparsity=0.6), parts.config)
     assert told.startswith("sparsity 0.6: ") and "first 1 of 4 steps" in told
+    assert "TFLOP/s" not in told
+
+
+@pytest.mark.parametrize(("sparsity", "pays"), [(0.5, False), (0.7, True)])
+def test_on_a_gpu_it_says_where_it_would_save_no_time(sparsity, pays):
+    config = PUBLISHED["wan2.1-t2v-14b"]
+    given = {"model": config.name, "prompt": "a lake", "seed": 1, "width": 1280, "height": 720}
+    told = sparse.told(resolve(parse(**given, sparsity=sparsity), config), config, "cuda")
+    assert ("only where dense attention computes less than 525 TFLOP/s" in told) != pays
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 0.91, 1, math.nan])

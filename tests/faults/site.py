@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 from safetensors.torch import save_file
 
@@ -32,6 +33,8 @@ from tests import checkpoints, databases
 from tests.faults.processes import PATIENCE_S, Crew, Serve, crew, until
 
 PRICE, PURSE = 10, 1_000_000
+# Where the database decides nothing, `make test` looks at one and `make test-all` at both.
+ON_ONE = [databases.KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in databases.KINDS[1:])]
 SHORT = {"model": "tiny", "steps": 2}
 LONG = {"model": "slow", "steps": 8, "frames": 81}  # each stage takes long enough to be hit
 ENDLESS = {"model": "slow", "steps": 2, "frames": 4093, "width": 128, "height": 32}  # seconds for one forward

@@ -9,7 +9,7 @@ import pytest
 
 from broll.jobs.states import State
 from tests.faults.processes import KEY, until
-from tests.faults.site import ENDLESS, LONG, SHORT
+from tests.faults.site import ENDLESS, LONG, ON_ONE, SHORT
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -43,6 +43,7 @@ def post(url, **fields):
         return made.raise_for_status().json()["job_id"]
 
 
+@pytest.mark.parametrize("own", ON_ONE, indirect=True)
 def test_sigterm_hands_the_running_job_back_and_the_next_process_ends_it(own):
     first = own.crew.start("all", max_seconds=10)
     running = post(first.url, model="slow", steps=40, frames=81)

@@ -12,6 +12,7 @@ from contextlib import closing, suppress
 import psutil
 import pytest
 
+from tests import databases
 from tests.faults.processes import until
 from tests.faults.site import LONG
 
@@ -19,12 +20,15 @@ STAGES = ("encode", "denoise", "decode", "finish", "deliver")
 ESSENTIAL = {
     ("dispatcher", "SIGKILL", "denoise"), ("dispatcher", "SIGSTOP", "denoise"), ("executor", "SIGKILL", "decode"),
 }  # fmt: skip
+ZOMBIE = ("dispatcher", "SIGSTOP", "denoise")  # a death is the same to either database; who comes back is not
 CASES = [
-    pytest.param(*case, id="-".join(case), marks=() if case in ESSENTIAL else pytest.mark.slow)
-    for case in (
-        (w, n, s) for w in ("dispatcher", "executor") for n in ("SIGKILL", "SIGSTOP") for s in STAGES
+    pytest.param(
+        kind, *case, id="-".join((kind, *case)),
+        marks=() if case == ZOMBIE or (case in ESSENTIAL and kind == databases.KINDS[0]) else pytest.mark.slow,
     )
-]
+    for kind in databases.KINDS
+    for case in ((w, n, s) for w in ("dispatcher", "executor") for n in ("SIGKILL", "SIGSTOP") for s in STAGES)
+]  # fmt: skip
 HUNG_S = 45.0  # an executor silent so long is killed; more than it takes to start one on a busy machine
 TRIES = 5  # finish and deliver last a moment; a job that was faster is no try
 
@@ -75,7 +79,7 @@ def let_go_of_the_lock(site, serve):
                 return
 
 
-@pytest.mark.parametrize(("victim", "name", "stage"), CASES)
+@pytest.mark.parametrize(("shared", "victim", "name", "stage"), CASES, indirect=["shared"], scope="module")
 def test_whoever_dies_or_freezes_the_job_ends_once_with_the_same_bits(shared, victim, name, stage):
     number = signal.Signals[name]
     job_id, serve, targets = strike(shared, stage, victim, number)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from broll.jobs.states import State
 from broll.jobs.tables import jobs
 from tests.faults.processes import KEY, until
-from tests.faults.site import LONG, SHORT
+from tests.faults.site import LONG, ON_ONE, SHORT
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
@@ -113,6 +113,7 @@ def test_a_job_waits_for_room_on_the_disk(own):
         serve.terminate()
 
 
+@pytest.mark.parametrize("own", ON_ONE, indirect=True)
 def test_artifacts_gone_in_the_middle_of_a_job_and_back(own):
     serve = own.crew.start()
     job_id = own.submit(**LONG)

@@ -9,7 +9,8 @@ broll_nano = pytest.importorskip("broll_nano")
 
 from diffusers import AutoencoderKLWan, WanPipeline  # noqa: E402
 
-from broll.engine import pipeline  # noqa: E402
+from broll import catalog  # noqa: E402
+from broll.engine import lora_facts, lora_files, pipeline  # noqa: E402
 from broll.engine.load import load  # noqa: E402
 from broll.engine.pipeline import Frames  # noqa: E402
 from broll.engine.preview import preview  # noqa: E402
@@ -36,12 +37,12 @@ def test_the_weights_are_at_most_40_megabytes():
 def test_diffusers_pipeline_loads_the_folder_unchanged_and_gives_the_same_clip(parts):
     theirs = WanPipeline.from_pretrained(broll_nano.FOLDER, dtype=torch.float32, local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
-    fields = {"frames": 17, "steps": 6, "guidance": 4.0, "grid": "diffusers", "negative_prompt": ""}
+    fields = {"frames": 9, "steps": 3, "guidance": 4.0, "grid": "diffusers", "negative_prompt": ""}
     prompt = "a lighthouse at night, camera pans left"
     ours = clip(parts, prompt, **fields)
-    grid = pipeline.Grid(5, 6, 10)
+    grid = pipeline.Grid(3, 10, 16)
     other = theirs(
-        prompt=prompt, negative_prompt="", num_frames=17, width=160, height=96, num_inference_steps=6,
+        prompt=prompt, negative_prompt="", num_frames=9, width=256, height=160, num_inference_steps=3,
         guidance_scale=4.0, latents=pipeline.noise(grid, parts.config.transformer.out_dim, 1), output_type="pt",
     ).frames[0]  # fmt: skip
     assert relative((ours + 1) / 2, other.transpose(0, 1)) < LIMIT
@@ -55,17 +56,30 @@ def test_the_vae_config_says_its_stride_to_diffusers():
 
 def test_the_default_clip_is_five_seconds(parts):
     spec = pipeline.resolve(parse(model="nano", prompt="a lake"), parts.config)
-    assert (spec.frames, spec.fps, spec.width, spec.height) == (81, 16, 160, 96)
+    assert (spec.frames, spec.fps, spec.width, spec.height) == (81, 16, 256, 160)
+    assert (spec.steps, spec.guidance, spec.shift) == (20, 4.0, 4.0)
+
+
+def test_it_starts_from_text_or_from_a_picture_and_brings_a_student(parts):
+    assert parts.config.task == "ti2v"
+    assert catalog.at(broll_nano.FOLDER).task == "ti2v"
+    assert [path.name for path in (broll_nano.FOLDER / "loras").iterdir()] == ["nano-student.safetensors"]
+    made_for = lora_facts.facts(lora_files.read(broll_nano.FOLDER / "loras" / "nano-student.safetensors"))
+    assert (made_for.steps, made_for.guidance, made_for.shift) == (4, 1.0, 4.0)
+    assert (made_for.sampler, made_for.grid) == ("euler", "distilled")
+    assert made_for.distilled
 
 
 def test_night_is_darker_than_noon(parts):
-    night, noon = (clip(parts, f"sand dunes {light}", frames=5).mean() for light in ("at night", "at noon"))
+    few = {"frames": 5, "steps": 8}
+    night, noon = (clip(parts, f"sand dunes {light}", **few).mean() for light in ("at night", "at noon"))
     assert night < noon - 0.3
 
 
 def test_the_preview_looks_like_the_clip(parts):
     """Fitted by least squares: the mean colours of its cells follow those of the decoded first frame."""
-    spec = pipeline.resolve(parse(model="nano", prompt="a lake at sunset", seed=2, frames=5), parts.config)
+    asked = parse(model="nano", prompt="a lake at sunset", seed=2, frames=5, steps=8)
+    spec = pipeline.resolve(asked, parts.config)
     events = list(pipeline.generate(spec, parts))
     latent = [e for e in events if isinstance(e, Step)][-1].x0
     small = preview(latent, parts.config.preview)[0].float()

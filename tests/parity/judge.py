@@ -67,7 +67,9 @@ def judge_of(config: TransformerConfig) -> WanTransformer3DModel | WanVACETransf
 def transformers(
     config: TransformerConfig,
 ) -> tuple[Transformer, WanTransformer3DModel | WanVACETransformer3DModel]:
-    ours = vace.transformer(config).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):  # the same weights, whatever ran before
+        torch.manual_seed(0)
+        ours = vace.transformer(config).eval().requires_grad_(False)
     shake(ours)
     theirs = judge_of(config).eval()
     names = weights.TRANSFORMER_TO_DIFFUSERS

@@ -28,9 +28,10 @@ PROMPT = "slow camera pan across a mountain lake at sunset"
 SIDE = 28  # of the tiny CLIP
 
 
-def judge(folder):
+def judge(folder, images):
     """diffusers' pipeline, every component loaded by diffusers and transformers themselves."""
     hinted = "vace_layers" in json.loads((folder / "transformer" / "config.json").read_text())
+    starts = json.loads((folder / "broll.json").read_text()).get("task") == "ti2v"
     kind = WanVACETransformer3DModel if hinted else WanTransformer3DModel
     parts = {
         "tokenizer": PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer"),
@@ -41,6 +42,8 @@ def judge(folder):
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
     }
+    if starts:
+        return (WanImageToVideoPipeline if images else WanPipeline)(**parts, expand_timesteps=True)
     if not (folder / "image_encoder").exists():
         return WanVACEPipeline(**parts) if hinted else WanPipeline(**parts)
     crop = {"height": SIDE, "width": SIDE}
@@ -64,18 +67,23 @@ def tiny_area(tiny_models):
 
 @pytest.fixture
 def folder(request, tiny_models, tmp_path):
-    if request.param == "tiny-vace":
-        return checkpoints.diffusers_folder(tmp_path / "tiny-vace", "vace")
+    task = {"tiny-vace": "vace", "tiny-ti2v": "ti2v", "tiny-ti2v-text": "ti2v"}.get(request.param)
+    if task is not None:
+        return checkpoints.diffusers_folder(tmp_path / request.param, task)
     return tiny_models / request.param
 
 
-@pytest.mark.parametrize("folder", ["tiny", "tiny-i2v", "tiny-flf2v", "tiny-vace"], indirect=True)
+@pytest.mark.parametrize(
+    "folder", ["tiny", "tiny-i2v", "tiny-flf2v", "tiny-vace", "tiny-ti2v", "tiny-ti2v-text"], indirect=True
+)
 def test_the_clip_equals_the_one_of_diffusers_pipeline(folder):
     name = folder.name
     parts = load(folder, name)
     pictures = {
         "tiny": [],
         "tiny-vace": [],
+        "tiny-ti2v": [picture(1)],
+        "tiny-ti2v-text": [],
         "tiny-i2v": [picture(1)],
         "tiny-flf2v": [picture(1), picture(2)],
     }[name]
@@ -93,7 +101,7 @@ def test_the_clip_equals_the_one_of_diffusers_pipeline(folder):
     images = dict(zip(("image", "last_image"), pictures, strict=False))
     stride = parts.config.vae.spatial_stride
     grid = pipeline.Grid(3, 32 // stride, 64 // stride)
-    theirs = judge(folder)(
+    theirs = judge(folder, images)(
         prompt=PROMPT, negative_prompt="static, grey", num_frames=9, width=64, height=32,
         num_inference_steps=6, guidance_scale=4.0, latents=pipeline.noise(grid, 16, 5), output_type="pt",
         **images,

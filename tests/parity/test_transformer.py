@@ -7,7 +7,7 @@ import torch
 
 from broll.engine import attention, conditioning, kernels, vace
 from broll.engine.shapes import Grid
-from broll.engine.transformer import set_precision
+from broll.engine.transformer import patches, set_precision, time_features
 from tests.parity.judge import LIMIT, TASKS, relative, transformers
 
 GRID = Grid(3, 8, 12)
@@ -31,12 +31,12 @@ def control():
     return torch.randn(1, 96, 3, 8, 12, generator=torch.Generator().manual_seed(2))
 
 
-def velocity(model, x, text, image, pad=conditioning.padded, control_scale=1.0):
+def velocity(model, x, text, image, pad=conditioning.padded, control_scale=1.0, time=TIME):
     text = pad(text, model.config.text_len)
     context = model.context(GRID, text.features, image, text_bias=text.bias)
     if model.config.vace_layers:
         context = model.follow(context, control(), control_scale)
-    return model(x, TIME, context)
+    return model(x, time, context)
 
 
 def judged(theirs, x, text, image, control_scale=1.0):
@@ -55,6 +55,42 @@ def test_velocity_equals_diffusers(task):
     x, text, image = inputs(TASKS[task])
     with torch.no_grad():
         assert relative(velocity(ours, x, text, image), judged(theirs, x, text, image)) < LIMIT
+
+
+@pytest.mark.parametrize("times", [(0.0, 749.0, 749.0), (0.0, 312.5, 1000.0)])
+def test_latent_frames_at_times_of_their_own_equal_diffusers_tokens_at_theirs(times):
+    ours, theirs = transformers(TASKS["t2v"])
+    x, text, _ = inputs(TASKS["t2v"])
+    time = torch.tensor([times])
+    each = time.repeat_interleave(GRID.height * GRID.width // 4, dim=1)  # diffusers takes one for every token
+    with torch.no_grad():
+        made = velocity(ours, x, text, None, time=time)
+        judged = theirs(x, each, conditioning.padded(text, 512).features, return_dict=False)[0]
+        assert relative(made, judged) < LIMIT
+        assert relative(made, velocity(ours, x, text, None)) > 0.01
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_equal_times_of_all_frames_are_one_time(task):
+    """Bit for bit behind their embedding, where a product of more rows rounds in another way."""
+    ours, _ = transformers(TASKS[task])
+    x, text, image = inputs(TASKS[task])
+    with torch.no_grad():
+        one = velocity(ours, x, text, image)
+        each = velocity(ours, x, text, image, time=TIME[:, None].repeat(1, GRID.frames))
+        assert relative(each, one) < 1e-6
+        context = ours.context(GRID, text, image)
+        context = ours.follow(context, control()) if task == "vace" else context
+        e = ours.time_embedding(time_features(TIME, ours.config.freq_dim))[:, None]
+        time, tokens = ours.time_projection(e).unflatten(2, (6, -1)), patches(ours.patch_embedding, x)
+        made = [
+            ours.head(
+                ours.stack(tokens, dataclasses.replace(context, time=time.repeat(1, n, 1, 1))),
+                e.repeat(1, n, 1),
+            )
+            for n in (1, GRID.frames)
+        ]
+    assert torch.equal(*made)
 
 
 def test_vaces_hints_are_weighed_as_diffusers_weighs_them():
@@ -98,9 +134,12 @@ def test_remembered_keys_and_values_change_no_bit():
     assert torch.equal(first, forgetful)
 
 
-@pytest.mark.parametrize(("task", "limit"), [("t2v", 2e-3), ("i2v", 4e-3), ("vace", 3e-3)])
+@pytest.mark.parametrize(("task", "limit"), [("t2v", 2e-3), ("i2v", 4.5e-3), ("vace", 3.5e-3)])
 def test_fp32_islands_keep_a_bf16_model_close_to_fp32(task, limit):
-    """Cast naively, both lose about 7e-3. With random weights the image branch outweighs the rest."""
+    """Of eight draws of weights the worst lost 1.5e-3, 4.1e-3 and 3.1e-3; cast naively, all lose about 7e-3.
+
+    With random weights the image branch outweighs the rest.
+    """
     config = dataclasses.replace(TASKS[task], dim=128, ffn_dim=320, num_layers=3)
     exact, naive = transformers(config)
     x, text, image = inputs(config)
