@@ -1,4 +1,4 @@
-"""The README's contact sheet: `python -m training.sheet` makes the clips with the committed weights, as `broll generate` does."""
+"""The README's contact sheet: `python -m training.sheet` makes its clips with the committed weights, one by one."""
 
 import argparse
 from pathlib import Path
