@@ -1,5 +1,6 @@
 """What several folders of tests share: a place of one's own, and a tiny model."""
 
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from broll import catalog, plan, wiring
 from broll.jobs.database import Database
+from broll.settings import Settings
+from broll.spec import parse
 from tests import checkpoints, databases
 
 
@@ -22,11 +26,23 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def measured(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data that knows how fast this machine is with the tiny models: half a second, once for all tests."""
+    data = tmp_path_factory.mktemp("measured")
+    settings = Settings(models=tiny_models, data=data, threads=1)
+    model = catalog.find(settings, "tiny")
+    config = wiring.describe(model)
+    plan.here(plan.whole(parse(model="tiny", prompt="a lake"), config), config, settings, model)
+    return data
+
+
 @pytest.fixture
-def place(tmp_path: Path, tiny_models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, tiny_models: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to work in, with settings that touch nothing else of this machine."""
     work = tmp_path / "work"
     work.mkdir()
+    shutil.copytree(measured, tmp_path / "data")
     monkeypatch.chdir(work)
     monkeypatch.setenv("BROLL_MODELS", str(tiny_models))
     monkeypatch.setenv("BROLL_DATA", str(tmp_path / "data"))

@@ -220,7 +220,8 @@ def test_loras_are_listed_and_shown(here, models, capsys):
     status, out, _ = broll("list")
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert status == 0
-    assert set(lines) == {"broken", "film", "lightx2v-4step"}
+    brought = {"nano-student"} if catalog.embedded_nano() else set()
+    assert set(lines) == {"broken", "film", "lightx2v-4step"} | brought
     assert "cannot be used" in lines["broken"]
     assert "ComfyUI, rank 3, " in lines["film"]
     assert "kohya" in lines["lightx2v-4step"] and "steps 4" in lines["lightx2v-4step"]

@@ -141,8 +141,8 @@ def test_cards_are_known_by_name_and_others_are_refused_with_the_list():
 # --- pace -------------------------------------------------------------------------------------------------
 
 
-def test_rates_are_measured_once_and_kept_for_this_machine(place):
-    settings = Settings()
+def test_rates_are_measured_once_and_kept_for_this_machine(place, tmp_path):
+    settings = Settings(data=tmp_path / "nothing yet")
     config = wiring.describe(catalog.find(settings, "tiny"))
     where = torch.device("cpu")
     first = pace.measured(settings, config, where, 24, 2048)
@@ -160,7 +160,6 @@ def test_rates_are_measured_once_and_kept_for_this_machine(place):
 )
 def test_a_damaged_file_of_timings_is_as_good_as_none(place, text):
     settings = Settings()
-    settings.data.mkdir(parents=True)
     (settings.data / "timings.json").write_text(text)
     assert pace.seen(settings, "tiny") is None
 

@@ -4,6 +4,8 @@ Every plane is drawn by its homography, so each move shows the parallax that it 
 z away; the camera begins at the origin. Clips are uint8 [f, h, w, 3] RGB.
 """
 
+from functools import cache
+
 import cv2
 import numpy as np
 
@@ -12,15 +14,18 @@ FPS = 16
 TEXTURE = 512
 
 
+@cache
 def cloth(seed, contrast=60):
-    """Detail at every size."""
+    """Detail at every size; not to be painted on, since everybody gets the same one."""
     rng = np.random.default_rng(seed)
     total = np.zeros((TEXTURE, TEXTURE), np.float32)
     for size in (8, 16, 32, 64, 128):
         total += cv2.resize(rng.normal(0, 1, (size, size)).astype(np.float32), (TEXTURE, TEXTURE))
     total = 120 + contrast * total / total.std()
     tint = rng.uniform(0.7, 1.3, 3)
-    return (total[..., None] * tint).clip(0, 255).astype(np.uint8)
+    made = (total[..., None] * tint).clip(0, 255).astype(np.uint8)
+    made.flags.writeable = False
+    return made
 
 
 # Where the lower left corner is, and the two sides.
