@@ -138,13 +138,13 @@ def vae_from_official(name: str, num_res_blocks: int = 2) -> str:
     name = re.sub(r"^conv1\.", "quant_conv.", name)
     name = re.sub(r"^conv2\.", "post_quant_conv.", name)
     name = name.replace("encoder.downsamples.", "encoder.down_blocks.")
+    return re.sub(r"^decoder\.upsamples\.(\d+)\.", lambda m: _upsampling(int(m[1]), num_res_blocks), name)
 
-    def upsample(match: re.Match[str]) -> str:
-        block, place = divmod(int(match[1]), num_res_blocks + 2)  # resnets and one upsampler a level
-        inner = "upsamplers.0" if place > num_res_blocks else f"resnets.{place}"
-        return f"decoder.up_blocks.{block}.{inner}."
 
-    return re.sub(r"^decoder\.upsamples\.(\d+)\.", upsample, name)
+def _upsampling(number: int, num_res_blocks: int) -> str:
+    block, place = divmod(number, num_res_blocks + 2)  # resnets and one upsampler a level
+    inner = "upsamplers.0" if place > num_res_blocks else f"resnets.{place}"
+    return f"decoder.up_blocks.{block}.{inner}."
 
 
 def open_tensors(paths: list[Path]) -> Tensors:
