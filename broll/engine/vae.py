@@ -13,6 +13,7 @@ once, the result is the same.
 Left out: tiling (not exact, because of the attention over each frame) and the residual variant of WAN 2.2.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from broll.engine.config import VAEConfig
 from broll.engine.shapes import TEMPORAL_STRIDE, Latent, Video
 
+SMALL = 20_480  # use_mkldnn's number
 Memory = dict[nn.Module, Tensor]  # the last frames each causal layer saw
 
 
@@ -42,7 +44,23 @@ class CausalConv3d(nn.Conv3d):
             x = torch.cat([past, x], dim=2)
             del past  # it need not live beside its successor
             memory[self] = x[:, :, -keep:].clone()  # a view would keep the whole chunk alive
-        return super().forward(x)
+        return self.onednn(x) if overlooked(x) else super().forward(x)
+
+    def onednn(self, x: Tensor) -> Tensor:
+        """What torch takes for larger chunks."""
+        padding = (0, self.kernel_size[1] // 2, self.kernel_size[2] // 2)
+        return torch.mkldnn_convolution(
+            x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups
+        )
+
+
+def overlooked(x: Tensor) -> bool:
+    """Whether torch would leave oneDNN out: its rule for pictures counts b c f h of a video, and so many are small.
+
+    With nano's chunks that costs more than half of the decoder's time. ATen/native/Convolution.cpp, use_mkldnn.
+    """
+    small = x.device.type == "cpu" and x.dtype == torch.float32 and math.prod(x.shape[:4]) <= SMALL
+    return small and torch.backends.mkldnn.is_available() and not torch.is_grad_enabled()
 
 
 class RMSNorm(nn.Module):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from broll.engine.config import VAEConfig
-from broll.engine.vae import VAE, channels_to_space, space_to_channels
+from broll.engine.vae import VAE, channels_to_space, overlooked, space_to_channels
 
 TINY = VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)
 
@@ -90,3 +90,16 @@ def test_peak_memory_of_decoding_does_not_grow_with_the_clip():
     short, long = (tuple(map(int, line.split())) for line in run.stdout.splitlines())
     assert (short[0], long[0]) == (17, 61)
     assert long[1] < 1.05 * short[1]
+
+
+def test_small_chunks_by_onednn_are_what_torch_makes_of_them(vae, monkeypatch):
+    """The slow twin: torch's own choice of a convolution."""
+    z, taken = torch.randn(1, vae.config.z_dim, 3, 4, 4), []
+    monkeypatch.setattr("broll.engine.vae.overlooked", lambda x: taken.append(overlooked(x)) or taken[-1])
+    with torch.inference_mode():
+        ours = vae.decode(z)
+        assert any(taken) == torch.backends.mkldnn.is_available()
+        monkeypatch.setattr("broll.engine.vae.SMALL", 0)
+        taken.clear()
+        torch.testing.assert_close(ours, vae.decode(z), rtol=1e-4, atol=1e-5)
+    assert not any(taken)
