@@ -5,7 +5,6 @@ autoencoder is causal: the first k latents of a clip are the latents of its firs
 serves every length. An encoded clip's pixels are deleted, but for those that the measures need.
 """
 
-import argparse
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -97,15 +96,5 @@ def encode_all(numbers: dict[str, Any], device: str = "cpu") -> None:
         print(f"{len(pool)} clips encoded", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    encode_all(run.recipe(args.recipe), args.device)
-
-
 if __name__ == "__main__":
-    main()
+    run.command(__doc__, encode_all)

@@ -143,6 +143,10 @@ class Examples:
     def of(cls, seen: list[Features], indices: list[int], seed: int) -> "Examples":
         return cls(stack(seen), targets([scene(i, seed) for i in indices]))
 
+    def numbers(self) -> dict[str, Tensor]:
+        """What is measured of the flow [n, 260] and the light [n, 41], and every label [n]."""
+        return {"flow": self.features.camera, "colours": self.features.light, **self.labels}
+
     def to(self, device: str) -> "Examples":
         of = self.features
         moved = Features(of.camera.to(device), of.light.to(device), of.frames.to(device))
@@ -233,9 +237,7 @@ def train(numbers: dict[str, Any], device: str = "cpu", file: Path = FILE) -> No
     examples = Examples.of(seen[:known], plain + taught, seed)
     judged = Examples.of(seen[known:], test, seed)
     # Of the flow and the light alone: small, and enough to try other classes without rendering again.
-    numbers_of = {k: {"camera": e.features.camera, "light": e.features.light, **e.labels}
-                  for k, e in (("taught", examples), ("judged", judged))}  # fmt: skip
-    run.save(folder / "measures.pt", numbers_of)
+    run.save(folder / "measures.pt", {"taught": examples.numbers(), "judged": judged.numbers()})
     model = Measures().to(device)
     fit(model, examples.to(device), own["epochs"])
     model.cpu()

@@ -1,11 +1,12 @@
 """A training run's folder: recipe, log, checkpoints that survive being killed, and the moving average."""
 
+import argparse
 import functools
 import json
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,17 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.exists() else None
+
+
+def command(doc: str | None, work: Callable[[dict[str, Any], str], object]) -> None:
+    """The command line of one stage: `work` gets the recipe and the device."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--recipe")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    work(recipe(args.recipe), args.device)
 
 
 @functools.cache

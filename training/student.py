@@ -8,7 +8,6 @@ student learns the mean velocity of that way, first from where the teacher passe
     on the student's own way    https://arxiv.org/abs/2306.13649
 """
 
-import argparse
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -231,15 +230,5 @@ def examples(
         yield way[place, each], place, way[place + 1, each]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train(run.recipe(args.recipe), args.device)
-
-
 if __name__ == "__main__":
-    main()
+    run.command(__doc__, train)

@@ -12,7 +12,6 @@ text-and-image model, and only the others are learned. So one model makes clips 
     given frames         https://github.com/Wan-Video/Wan2.2   wan/textimage2video.py
 """
 
-import argparse
 import functools
 import math
 import random
@@ -201,15 +200,5 @@ def average(numbers: dict[str, Any], device: str = "cpu") -> Transformer:
     return model.to(device).eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train(run.recipe(args.recipe), args.device)
-
-
 if __name__ == "__main__":
-    main()
+    run.command(__doc__, train)

@@ -5,7 +5,6 @@ and time (edges and motion survive), and a small KL that keeps the latents near 
 Afterwards the latents' mean and deviation are measured and stored beside the weights.
 """
 
-import argparse
 import itertools
 import math
 import random
@@ -228,15 +227,5 @@ def load(numbers: dict[str, Any]) -> VAE:
     return model
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipe")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    train(run.recipe(args.recipe), args.device)
-
-
 if __name__ == "__main__":
-    main()
+    run.command(__doc__, train)
