@@ -11,7 +11,8 @@ written once, into PLACE (/var/tmp/broll-loading), and used again.
              weights: all its pages (those of the mapped file, which are the system's page cache, too), and its own
 
 Every row is a fresh process, sides in turn; medians, also of the processor seconds that a process took for both. fp32
-is what a CPU without fast bf16 gets by default: every weight is cast. bf16 is kept as it is in the file. Then LoRAs for
+is what a CPU without fast bf16 gets by default: diffusers casts every weight, here they are cast as they are used. bf16
+is kept as it is in the file. Then LoRAs for
 every Linear on the loaded model: the first one from its file, another weight, another one instead, none.
 """
 
@@ -127,7 +128,8 @@ def ours(folder: Path, dtype: str) -> tuple[Callable[[], Any], list[Any]]:
     from broll.engine.shapes import Grid
 
     low = getattr(torch, dtype)
-    parts = load.load(folder, "loading", precision=load.Precision(linears=low, text=low))
+    how = load.Precision(linears=low, text=low, halves=low == torch.float32)  # wiring.precision on such a CPU
+    parts = load.load(folder, "loading", precision=how)
     model = parts.transformer
 
     def forward() -> Any:
@@ -156,12 +158,13 @@ def theirs(folder: Path, dtype: str) -> tuple[Callable[[], Any], list[Any]]:
 
 
 def imports(side: str) -> None:
+    import transformers.models.umt5.modeling_umt5  # noqa: F401  both sides would import it when they load
+
     if side == "ours":
         import broll.engine.load
         import broll.engine.pipeline  # noqa: F401
     else:
         import diffusers.pipelines.wan.pipeline_wan  # noqa: F401
-        import transformers.models.umt5.modeling_umt5  # noqa: F401
 
 
 def child(side: str, dtype: str, folder: Path, *, watched: bool) -> dict[str, Any]:

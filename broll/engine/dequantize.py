@@ -128,6 +128,9 @@ KINDS: dict[str, Kind] = {
     "Q4_1": Kind(32, 20, _q4_1),
     "Q4_0": Kind(32, 18, _q4_0),
 }
+# Not quantized, but kept like it where fp32 is computed in (load.Precision.halves).
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+EVERY = KINDS | {name: Kind(1, 2, _as(dtype)) for name, dtype in HALVES.items()}
 
 
 def dequantize(
@@ -135,11 +138,15 @@ def dequantize(
     kind: str,
     dtype: torch.dtype,
     scale: Float32[Tensor, "r parts 1"] | None = None,
+    out: Float[Tensor, "rows columns"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """`scale` multiplies each of `parts` equal parts of a row; r is 1 (all rows alike) or the rows."""
-    values, size, read = KINDS[kind]
+    values, size, read = EVERY[kind]
     rows, columns = data.shape[0], data.shape[1] // size * values
-    out = torch.empty(rows, columns, dtype=dtype, device=data.device)
+    if out is None:
+        out = torch.empty(rows, columns, dtype=dtype, device=data.device)
+    if kind in HALVES:
+        return out.copy_(data.view(HALVES[kind]))
     step = max(1, CHUNK.get(data.device.type, CHUNK_ELSEWHERE) // max(1, columns))
     for start in range(0, rows, step):
         part = data[start : start + step]

@@ -60,6 +60,7 @@ class Away:
 
     def settle(self, model: nn.Module, source: Path, dtype: Callable[[str], torch.dtype]) -> None:
         """Layers as they will be, on the meta device still. Of quantized ones the scale is small, and stays."""
+        desk = quantized.Desk()
         for name, entry in list(self.entries.items()):
             layer = model.get_submodule(name.removesuffix(".weight"))
             weight = torch.empty(entry.shape, dtype=dtype(name), device="meta")
@@ -67,7 +68,7 @@ class Away:
                 stored = weights.read(entry, source, dtype(name))
                 assert isinstance(stored, Stored)
                 bytes_ = torch.empty_like(stored.data, device="meta")
-                if quantized.install(model, name, replace(stored, data=bytes_)):
+                if quantized.install(model, name, replace(stored, data=bytes_), dtype(name), desk):
                     continue
                 weight = stored.tensor(dtype(name))  # in rows that its layer cannot use
                 del self.entries[name]

@@ -1,10 +1,12 @@
-"""The Linear seam for weights that stay as the checkpoint keeps them: fp8 with its scale, blocks of GGUF.
+"""The Linear seam for weights that stay as the checkpoint keeps them: fp8 and its scale, blocks of GGUF, 16-bit floats.
 
     y = x W' + b,    W = dequantize(bytes) in x's dtype, made anew at every call and let go after it
 
 A call gives what a plain Linear with the dequantized weight gives, bit for bit; in memory are only the bytes
-(tests/engine/test_quantized.py). An Embedding looks its rows up first and dequantizes only those. All that is held is
-bytes, also the scales, so that `module.to(dtype)` cannot spoil it; `module.to(device)` moves it.
+(tests/engine/test_quantized.py). On a CPU all Linears of a model make their weight on one `Desk`: new memory at
+every call would have to be cleared by the system first, which takes longer than the numbers do. An Embedding looks its
+rows up first and dequantizes only those. All that is held is bytes, also the scales, so that `module.to(dtype)` cannot
+spoil it; `module.to(device)` moves it.
 
 Products in fp8 itself, which round x too: fp8.py.
 """
@@ -56,15 +58,34 @@ class Quantized(nn.Module):
         return f"{self.rows}, {self.columns}, {self.kind}, {self.nbytes} bytes"
 
 
+class Desk:
+    """Memory for one matrix at a time, as large as the largest so far. For one thread."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def lay(self, matrix: Quantized, dtype: torch.dtype) -> Tensor:
+        """Its numbers, until the next one comes."""
+        size = matrix.rows * matrix.columns * dtype.itemsize
+        if self._memory.nbytes < size:
+            with torch.inference_mode(mode=False):  # it may be written to outside of it, too
+                self._memory = torch.empty(size, dtype=torch.uint8)
+        out = self._memory[:size].view(dtype).view(matrix.rows, matrix.columns)
+        return dequantize(matrix.data, matrix.kind, dtype, matrix.scale, out)
+
+
 class QuantizedLinear(Quantized):
-    def __init__(self, stored: Stored, bias: nn.Parameter | None) -> None:
+    def __init__(self, stored: Stored, bias: nn.Parameter | None, desk: Desk | None = None) -> None:
         super().__init__(stored)
+        self.desk = desk
         self.out_features, self.in_features = self.rows, self.columns
         self.bias = bias
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.dequantized(x.dtype), bias)
+        if self.desk is None or x.device.type != "cpu":
+            return F.linear(x, self.dequantized(x.dtype), bias)
+        return F.linear(x, self.desk.lay(self, x.dtype), bias)
 
 
 class QuantizedEmbedding(Quantized):
@@ -81,7 +102,9 @@ class QuantizedEmbedding(Quantized):
         return dequantize(self.data[flat], self.kind, self.dtype, own).reshape(*ids.shape, -1)
 
 
-def install(module: nn.Module, name: str, stored: Stored, dtype: torch.dtype = torch.float32) -> bool:
+def install(
+    module: nn.Module, name: str, stored: Stored, dtype: torch.dtype = torch.float32, desk: Desk | None = None
+) -> bool:
     """Put the stored weight of this parameter's name in place of its Linear or Embedding; False if it is neither.
 
     A layer that several names share (umT5's embedding) is replaced under each.
@@ -91,7 +114,7 @@ def install(module: nn.Module, name: str, stored: Stored, dtype: torch.dtype = t
     if kind != "weight" or stored.data.shape[0] != stored.shape[0]:
         return False
     if isinstance(layer, nn.Linear):
-        new: Quantized = QuantizedLinear(stored, layer.bias)
+        new: Quantized = QuantizedLinear(stored, layer.bias, desk)
     elif isinstance(layer, nn.Embedding):
         new = QuantizedEmbedding(stored, dtype)
     else:

@@ -1,7 +1,7 @@
 """How the bytes of tensors come out of a file: in its order, told to the system beforehand, let go once they are cast.
 
-What is kept as it is in the file stays mapped, and takes no memory of its own. What is cast is mapped for the moment:
-its pages would be counted beside what is made of them.
+What is kept as it is in the file stays mapped, and takes no memory of its own but the system's copy of the file.
+What is cast is mapped for the moment: its pages would be counted beside what is made of them.
 """
 
 import math
@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from broll.engine.stored import PLAIN, Entry, Span
+from broll.engine.dequantize import HALVES
+from broll.engine.stored import PLAIN, Entry, Span, Stored, as_rows
 
 WINDOW = 1 << 28  # bytes that the system is told of in advance
 
@@ -58,6 +59,18 @@ def can_cast(entry: Entry, dtype: torch.dtype) -> bool:
 def cast(entry: Entry, dtype: torch.dtype) -> Tensor:
     """The numbers of a plain entry in another dtype."""
     return mapped(entry, PLAIN[entry.kind]).view(entry.shape).to(dtype)
+
+
+def stays(entry: Entry, dtype: torch.dtype) -> bool:
+    """Whether it is a matrix of 16-bit numbers, and not in this dtype anyway."""
+    return HALVES.get(entry.kind, dtype) != dtype and len(entry.shape) == 2 and 0 not in entry.shape
+
+
+def kept(entry: Entry) -> Stored:
+    """A matrix of 16-bit numbers as it lies in its file."""
+    tensor = entry.read() if entry.span is None else mapped(entry, HALVES[entry.kind]).view(entry.shape)
+    assert isinstance(tensor, Tensor)
+    return Stored(entry.kind, entry.shape, as_rows(tensor))
 
 
 def mapped(entry: Entry, dtype: torch.dtype) -> Tensor:

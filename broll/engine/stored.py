@@ -1,7 +1,7 @@
 """A tensor as a checkpoint keeps it: its bytes, what kind they are, and how to read it when it is wanted.
 
     Entry     a name in a file with its shape and kind; nothing is read yet
-    Stored    a quantized tensor, still in its bytes: rows of blocks, and with fp8 a scale
+    Stored    a tensor still in its bytes, quantized or in 16 bits: rows of blocks, and with fp8 a scale
 
 Who reads gets a plain tensor or a Stored one, never bytes without their meaning.
 """
@@ -28,7 +28,7 @@ READABLE = ", ".join([*PLAIN, *KINDS])
 
 @dataclass(frozen=True)
 class Stored:
-    kind: str  # of dequantize.KINDS
+    kind: str  # of dequantize.EVERY
     shape: tuple[int, ...]  # of the numbers
     data: UInt8[Tensor, "rows _"]
     scale: Float32[Tensor, "r parts 1"] | None = None

@@ -172,10 +172,12 @@ def assign(
     dtype: Callable[[str], torch.dtype] = lambda name: torch.float32,
     keep: Callable[[str, Stored], bool] = lambda name, stored: False,
     put_off: Callable[[str, Entry], bool] = lambda name, entry: False,
+    halves: Callable[[str], bool] = lambda name: False,
 ) -> None:
     """Give every parameter of a meta-device module its tensor; `entries` are under the module's own names.
 
-    `keep` may take over a quantized tensor (quantized.install) by saying True; the others become plain. What is
+    `keep` may take over a quantized tensor (quantized.install) by saying True; the others become plain. It is also
+    shown the 16-bit matrices of those names that are among the `halves`, if they are to be cast. What is
     `put_off` is checked but not read, and stays on the meta device (offload.Away).
     """
     everything = module.state_dict(keep_vars=True)
@@ -191,7 +193,7 @@ def assign(
         if put_off(name, entry):
             continue
         ahead(entry)
-        value = read(entry, source, dtype(name))
+        value = read(entry, source, dtype(name), stays=halves(name))
         if isinstance(value, Stored) and value.shape == parameter.shape and keep(name, value):
             continue
         value = value.tensor(dtype(name)) if isinstance(value, Stored) else value
@@ -223,9 +225,11 @@ def check_shape(entry: Entry, parameter: Tensor, source: Path) -> None:
         )
 
 
-def read(entry: Entry, source: Path, dtype: torch.dtype) -> Value:
-    """As the file has it, mapped if it can be; plain numbers of another dtype already cast."""
+def read(entry: Entry, source: Path, dtype: torch.dtype, *, stays: bool = False) -> Value:
+    """As the file has it, mapped if it can be; plain numbers of another dtype already cast, unless they stay."""
     try:
+        if stays and reading.stays(entry, dtype):
+            return reading.kept(entry)
         return reading.cast(entry, dtype) if reading.can_cast(entry, dtype) else entry.read()
     except Exception as error:  # safetensors, torch and numpy each have their own
         reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from broll.engine import quantized
-from broll.engine.dequantize import KINDS
-from broll.engine.quantized import QuantizedEmbedding, QuantizedLinear
+from broll.engine import load, quantized
+from broll.engine.dequantize import EVERY as ALL
+from broll.engine.dequantize import HALVES
+from broll.engine.quantized import Desk, QuantizedEmbedding, QuantizedLinear
+from broll.engine.shapes import Grid
 from broll.engine.stored import Stored
 from tests import formats
 
@@ -19,6 +21,8 @@ FLOATS = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 
 def stored(kind, rows=24, columns=512, parts=None):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    if kind in HALVES:
+        return Stored(kind, (rows, columns), weight.to(HALVES[kind]).view(torch.uint8))
     if kind in FLOATS:
         return Stored(kind, (rows, columns), weight.to(FLOATS[kind]).view(torch.uint8))
     if kind == "I8":
@@ -31,7 +35,7 @@ def stored(kind, rows=24, columns=512, parts=None):
     return Stored(kind, (rows, columns), torch.from_numpy(formats.to_blocks(weight, kind)))
 
 
-EVERY = [*KINDS, "scaled", "scaled-rows", "scaled-parts"]
+EVERY = [*ALL, "scaled", "scaled-rows", "scaled-parts"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -43,6 +47,19 @@ def test_a_call_is_that_of_a_plain_linear_with_the_dequantized_weight(kind, dtyp
     layer = QuantizedLinear(held, plain.bias)
     x = torch.randn(2, 5, 512).to(dtype)
     assert torch.equal(layer(x), plain(x))
+    on_a_desk = QuantizedLinear(held, plain.bias, Desk())
+    assert torch.equal(on_a_desk(x), plain(x))
+
+
+def test_a_desk_takes_one_matrix_after_the_other():
+    desk = Desk()
+    held = [stored("BF16", rows=24), stored("Q8_0", rows=8), stored("F16", rows=48)]
+    layers = [QuantizedLinear(one, None, desk) for one in held]
+    x = torch.randn(3, 512)
+    for layer, one in [*zip(layers, held, strict=True)] * 2:
+        with torch.inference_mode():
+            assert torch.equal(layer(x), x @ one.tensor().t())
+    layers[0](x)  # memory that was asked for under inference mode can be written to outside of it
 
 
 @pytest.mark.parametrize("kind", EVERY)
@@ -89,6 +106,33 @@ def test_what_is_no_matrix_of_a_layer_is_left_alone():
     assert not quantized.install(model, "linear.bias", stored("Q8_0"))
     flat = Stored("Q8_0", (24, 512), stored("Q8_0").data.reshape(12, -1))
     assert not quantized.install(model, "linear.weight", flat)
+
+
+@pytest.mark.parametrize(
+    ("form", "text", "kinds"),
+    [
+        ("bf16", "fp16", ("BF16", "F16")),
+        ("gguf-F16", "llama-F16", ("F16", "F16")),
+        ("prefixed", "official-pth", (None, None)),
+    ],
+)
+def test_a_model_whose_halves_stay_is_the_one_that_was_cast(form, text, kinds, tmp_path):
+    folder = formats.comfy_folder(tmp_path, form, text=text)
+    cast = load.load(folder, "mine")
+    kept = load.load(folder, "mine", precision=load.Precision(halves=True))
+    held = [quantized.held(kept.transformer), quantized.held(kept.text.model)]
+    for kind, sizes in zip(kinds, held, strict=True):
+        assert sizes.keys() == ({"float32"} if kind is None else {kind, "float32"})
+    x, t = torch.randn(1, kept.config.transformer.in_dim, 3, 4, 8), torch.tensor([500.0])
+    velocities = []
+    with torch.inference_mode():
+        assert torch.equal(kept.text("aerial view"), cast.text("aerial view"))
+        for model in (cast.transformer, kept.transformer):
+            context = model.context(
+                Grid(3, 4, 8), torch.linspace(-1, 1, 5 * model.config.text_dim).view(1, 5, -1)
+            )
+            velocities.append(model(x, t, context))
+    assert torch.equal(*velocities)
 
 
 @pytest.mark.gpu
