@@ -184,6 +184,8 @@ class Renders(Protocol):
 class Host:
     """What the actor is. `factory` is module:function; the function gives a renderer, and what makes a flag.
 
+    `env` comes into the environment before that.
+
     A stop names its run by number, because the two arrive by different threads: one that is early waits for its
     run, and one that is late meets nobody.
     """
@@ -191,7 +193,8 @@ class Host:
     _renderer: Renders
     _flag: Callable[[], Flag]
 
-    def __init__(self, factory: str) -> None:
+    def __init__(self, factory: str, env: Mapping[str, str]) -> None:
+        os.environ.update(env)
         module, _, name = factory.partition(":")
         self._renderer, self._flag = getattr(importlib.import_module(module), name)()
         self._flags: dict[int, Flag] = {}
@@ -222,8 +225,12 @@ class Attempt:
 class RayExecutor:
     """One place on the cluster: `gpus` of one node, and `cpus` of the same."""
 
-    def __init__(self, factory: str, *, gpus: int = 0, cpus: float = 1, start_s: float = 120.0) -> None:
+    def __init__(
+        self, factory: str, *, gpus: int = 0, cpus: float = 1, start_s: float = 120.0,
+        env: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self._factory, self._gpus, self._cpus, self._start_s = factory, gpus, cpus, start_s
+        self._env = dict(env or {})
         self._actor: Any = None
         self._first: Any = None  # the actor's first answer, once it has started
         self._held = False  # that answer has come
@@ -312,7 +319,7 @@ class RayExecutor:
             num_gpus=self._gpus, num_cpus=self._cpus, max_restarts=0, max_task_retries=0,
             concurrency_groups={CONTROL: 1}, scheduling_strategy=self._strategy(),
         )  # fmt: skip
-        self._actor = made(Host).remote(self._factory)
+        self._actor = made(Host).remote(self._factory, self._env)
         self._first = self._actor.here.options(concurrency_group=CONTROL).remote()
 
     def _strategy(self) -> Any:
