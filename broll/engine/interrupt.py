@@ -25,12 +25,11 @@ class Interruptible:
     def __call__(self, tokens: Tokens, context: Context) -> Tokens:
         queued: deque[torch.cuda.Event] = deque()
         self._check()
-        after = tokens
-        for after in self._model.each_block(tokens, context):
-            if after.is_cuda:
+        for tokens in self._model.each_block(tokens, context):  # noqa: B020, PLR1704  as Transformer.run_blocks
+            if tokens.is_cuda:
                 queued.append(torch.cuda.Event())
                 queued[-1].record()
                 if len(queued) > AHEAD:
                     queued.popleft().synchronize()
             self._check()
-        return after
+        return tokens

@@ -10,6 +10,8 @@
     file = "/models/text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors"
     [tokenizer]
     folder = "tokenizer"
+    [preview]                                  optional: a tiny decoder, for sharper previews
+    file = "vae_approx/taew2_1.safetensors"
 
     [defaults]                                 optional: what a request gets that does not say otherwise
     steps = 4
@@ -32,7 +34,7 @@ from broll.spec import VideoSpec
 
 NAME = "model.toml"
 COMPONENTS = ("transformer", "vae", "text_encoder", "image_encoder")
-TABLES = (*COMPONENTS, "tokenizer", "defaults")
+TABLES = (*COMPONENTS, "tokenizer", "preview", "defaults")
 WHOLE, NUMBERS = ("max_area", "steps", "frames", "fps"), ("guidance", "shift")
 LARGEST = 1_000_000  # bytes
 
@@ -51,6 +53,7 @@ class ModelToml:
     parts: Mapping[str, Part]
     model: str | None = None
     tokenizer: Path | None = None
+    preview: Path | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,11 +79,14 @@ def read(folder: Path) -> ModelToml:
     model = value.get("model")
     if model is not None and model not in PUBLISHED:
         raise BadCheckpoint(f"{path}: model is {model!r}; possible are {', '.join(PUBLISHED)}")
+    places = {"tokenizer": "folder", "preview": "file"}
+    given = {name: _only_place(path, name, kind, value[name]) for name, kind in places.items() if name in value}
     return ModelToml(
         path=path,
         parts={name: _part(path, name, value[name]) for name in COMPONENTS if name in value},
         model=model,
-        tokenizer=_tokenizer(path, value["tokenizer"]) if "tokenizer" in value else None,
+        tokenizer=given.get("tokenizer"),
+        preview=given.get("preview"),
         defaults=_defaults(path, value.get("defaults", {})),
     )
 
@@ -104,11 +110,12 @@ def _part(path: Path, name: str, value: Mapping[str, Any]) -> Part:
     return Part(_place(path, name, given[0], value[given[0]]), heads)
 
 
-def _tokenizer(path: Path, value: Mapping[str, Any]) -> Path:
-    _only(path, "tokenizer", value, ("folder",))
-    if "folder" not in value:
-        raise BadCheckpoint(f"{path}: [tokenizer] must have folder")
-    return _place(path, "tokenizer", "folder", value["folder"])
+def _only_place(path: Path, table: str, kind: str, value: Mapping[str, Any]) -> Path:
+    """Of a table that says nothing else."""
+    _only(path, table, value, (kind,))
+    if kind not in value:
+        raise BadCheckpoint(f"{path}: [{table}] must have {kind}")
+    return _place(path, table, kind, value[kind])
 
 
 def _place(path: Path, table: str, kind: str, value: Any) -> Path:

@@ -1,14 +1,18 @@
 """A latent as a small picture, without the autoencoder: one linear map from its channels to RGB.
 
 The map comes with the model: a row of RGB weights for each channel and a last row, the bias. nano's is a
-least-squares fit over its training clips (training/export.py).
+least-squares fit over its training clips (training/export.py). Where there is a tiny decoder (tiny_decoder.py), it is
+asked for a still instead.
 """
+
+import contextlib
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from broll.engine.shapes import Latent
+from broll.engine.tiny_decoder import TinyDecoder
 
 # For WAN 2.1's latents; the same weights stand in stable-diffusion.cpp (MIT) and ComfyUI.
 WAN = (
@@ -25,3 +29,14 @@ def preview(latent: Latent, factors: tuple[tuple[float, ...], ...] | None = None
     table = torch.tensor(factors or WAN, device=latent.device)
     rgb = torch.einsum("cfhw,cr->fhwr", latent[0].float(), table[:-1]) + table[-1]
     return ((rgb + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+def still(
+    latent: Latent, factors: tuple[tuple[float, ...], ...] | None = None, tiny: TinyDecoder | None = None
+) -> UInt8[Tensor, "_ _ 3"]:
+    """The middle of the clip: by the tiny decoder as large as the clip, by the linear map as small as the latent."""
+    middle = latent.shape[2] // 2
+    if tiny is not None:
+        with contextlib.suppress(torch.OutOfMemoryError):  # for want of a sharp picture no clip shall be lost
+            return tiny.still(latent, middle)
+    return preview(latent[:, :, middle : middle + 1], factors)[0]

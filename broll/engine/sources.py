@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from broll.engine import containers, formats, model_toml
+from broll.engine import containers, formats, model_toml, tiny_decoder
 from broll.engine.formats import Opened
 from broll.engine.model_toml import COMPONENTS
 from broll.errors import BadCheckpoint
@@ -117,6 +117,12 @@ def tokenizer_folder(folder: Path) -> Path:
             f"{' or '.join(TOKENIZERS)} beside it (umT5's is in every repository of WAN 2.1)"
         )
     return found[0]
+
+
+def preview_file(folder: Path) -> Path | None:
+    """The weights of a tiny decoder (tiny_decoder.py), if somebody has put them there. No clip depends on them."""
+    given = model_toml.read(folder).preview if model_toml.exists(folder) else None
+    return given or next((folder / name for name in tiny_decoder.FILES if (folder / name).is_file()), None)
 
 
 def weight_files(folder: Path) -> dict[str, list[Path]]:

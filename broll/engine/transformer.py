@@ -16,7 +16,6 @@ patches and head are fp32; the Linears inside the blocks compute in `context.dty
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
@@ -29,7 +28,7 @@ from broll.engine import attention
 from broll.engine.attention import Attend, AttendCall, merge_heads, split_heads
 from broll.engine.config import TransformerConfig
 from broll.engine.rope import Rotary, rotary, rotate
-from broll.engine.shapes import Grid, Keys, Latent, TextTokens, Tokens, token_grid
+from broll.engine.shapes import Grid, Heads, Keys, Latent, TextTokens, Tokens, token_grid
 
 KeysValues = dict[nn.Module, tuple[Keys, Keys]]
 
@@ -59,6 +58,7 @@ class Context:
 
 
 Stack = Callable[[Tokens, Context], Tokens]
+PART = 8192  # tokens
 
 
 class RMSNorm(nn.Module):
@@ -71,6 +71,25 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
+
+
+def turned(norm: nn.Module, y: Tokens, heads: int, turns: Rotary | None = None) -> Heads:
+    """Queries or keys, normed and turned in fp32, in the dtype of y. Some tokens at a time: what lies between would be
+    four times y (3 GB for the 14B at 720p), and no token's numbers depend on the others.
+    """
+
+    def of(place: slice) -> Heads:
+        x = split_heads(norm(y[:, place]), heads)
+        return (x if turns is None else rotate(x, turns[place])).to(y.dtype)
+
+    n = y.shape[1]
+    if n <= PART:
+        return of(slice(n))
+    out = split_heads(torch.empty_like(y), heads)
+    for begin in range(0, n, PART):
+        place = slice(begin, begin + PART)
+        out[:, :, place] = of(place)
+    return out
 
 
 class SelfAttention(nn.Module):
@@ -86,10 +105,10 @@ class SelfAttention(nn.Module):
         self.attend: Attend = attention.sdpa
 
     def forward(self, x: Tokens, context: Context) -> Tokens:
-        q = rotate(split_heads(self.norm_q(self.q(x)), self.heads), context.rotary)
-        k = rotate(split_heads(self.norm_k(self.k(x)), self.heads), context.rotary)
+        q = turned(self.norm_q, self.q(x), self.heads, context.rotary)
+        k = turned(self.norm_k, self.k(x), self.heads, context.rotary)
         v = split_heads(self.v(x), self.heads)
-        out = self.attend(q.to(v.dtype), k.to(v.dtype), v, context.call("self", self.layer))
+        out = self.attend(q, k, v, context.call("self", self.layer))
         return self.o(merge_heads(out))
 
 
@@ -115,12 +134,12 @@ class CrossAttention(nn.Module):
         self.attend: Attend = attention.sdpa
 
     def forward(self, x: Tokens, context: Context) -> Tokens:
-        q = split_heads(self.norm_q(self.q(x)), self.heads)
+        q = turned(self.norm_q, self.q(x), self.heads)
         k, v = self.keys_values(self.k, self.norm_k, self.v, context.text, context)
-        out = self.attend(q.to(v.dtype), k, v, context.call("text", self.layer))
+        out = self.attend(q, k, v, context.call("text", self.layer))
         if context.image is not None:
             k, v = self.keys_values(self.k_img, self.norm_k_img, self.v_img, context.image, context)
-            out = out + self.attend(q.to(v.dtype), k, v, context.call("image", self.layer))
+            out = out + self.attend(q, k, v, context.call("image", self.layer))
         return self.o(merge_heads(out))
 
     def keys_values(
@@ -136,6 +155,13 @@ class CrossAttention(nn.Module):
         return pair
 
 
+def shifts(count: int, dim: int) -> nn.Parameter:
+    """First values by torch.nn.init, which on_meta leaves out: arithmetic on the meta device imports the compiler."""
+    made = nn.Parameter(torch.empty(1, count, dim))
+    nn.init.normal_(made, std=dim**-0.5)
+    return made
+
+
 class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int) -> None:
         super().__init__()
@@ -149,7 +175,7 @@ class Block(nn.Module):
             nn.GELU(approximate="tanh"),
             nn.Linear(config.ffn_dim, config.dim),
         )
-        self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
+        self.modulation = shifts(6, config.dim)
 
     def forward(self, x: Tokens, context: Context) -> Tokens:
         assert context.time is not None, "a context gets its time in Transformer.forward"
@@ -165,7 +191,7 @@ class Head(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.dim, config.eps, elementwise_affine=False)
         self.head = nn.Linear(config.dim, config.out_dim * math.prod(config.patch_size))
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = shifts(2, config.dim)
 
     def forward(self, x: Tokens, e: Float[Tensor, "b g m"]) -> Float[Tensor, "b n p"]:
         shift, scale = (self.modulation + e[:, :, None]).unbind(2)
@@ -245,8 +271,9 @@ class Transformer(nn.Module):
         t = t[:, None] if t.dim() == 1 else t
         e = self.time_embedding(time_features(t.flatten(), self.config.freq_dim)).unflatten(0, t.shape)
         time = self.time_projection(e).unflatten(2, (6, -1))
-        tokens = patches(self.patch_embedding, x)
-        tokens = self.stack(tokens, replace(context, time=time, step=step))
+        context = replace(context, time=time, step=step)
+        # no name here: the tokens that go in are let go after the first block
+        tokens = self.stack(patches(self.patch_embedding, x), context)
         return self._unpatchify(self.head(tokens, e), context.grid)
 
     def use(self, attend: Attend) -> None:
@@ -273,7 +300,9 @@ class Transformer(nn.Module):
 
     def run_blocks(self, tokens: Tokens, context: Context) -> Tokens:
         """The plain stack."""
-        return deque(self.each_block(tokens, context), maxlen=1).pop()
+        for tokens in self.each_block(tokens, context):  # noqa: B007, B020, PLR1704  so that those before are let go
+            pass
+        return tokens
 
     def _unpatchify(self, x: Float[Tensor, "b n p"], grid: Grid) -> Latent:
         """B (f h w) (pf ph pw c) -> b c (f pf) (h ph) (w pw)"""

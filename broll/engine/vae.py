@@ -10,11 +10,14 @@ once, the result is the same.
     WAN 2.1, section 4.2              https://arxiv.org/abs/2503.20314
     parameter names and `patch_size`  diffusers, AutoencoderKLWan
 
-Left out: tiling (not exact, because of the attention over each frame) and the residual variant of WAN 2.2.
+The decoder may compute in another precision than the encoder: what it makes is looked at, and nothing is computed from
+it any more. On a GPU, weights lie with their channels last (`channels_last`).
+
+Left out: the residual variant of WAN 2.2. Tiles are in tiles.py, which wraps the seam `VAE.stream`.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +25,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from broll.engine.config import VAEConfig
-from broll.engine.shapes import TEMPORAL_STRIDE, Latent, Video
+from broll.engine.shapes import TEMPORAL_STRIDE, Latent, Video, latent_frames, pixel_frames
 
 SMALL = 20_480  # use_mkldnn's number
 Memory = dict[nn.Module, Tensor]  # the last frames each causal layer saw
+Stream = Callable[[Latent], Iterator[Tensor]]
+DECODES = ("decoder.", "post_quant_conv.")  # how the names of what decodes begin
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of a weight's axes
 
 
 class CausalConv3d(nn.Conv3d):
@@ -48,9 +54,9 @@ class CausalConv3d(nn.Conv3d):
 
     def onednn(self, x: Tensor) -> Tensor:
         """What torch takes for larger chunks."""
-        padding = (0, self.kernel_size[1] // 2, self.kernel_size[2] // 2)
+        assert not isinstance(self.padding, str)
         return torch.mkldnn_convolution(
-            x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups
+            x, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
 
 
@@ -72,9 +78,12 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32).clamp(min=1e-12)
-        unit, gain = (x / length).to(x.dtype), self.scale * self.gamma  # no copy of x in fp32
-        return unit * gain if torch.is_grad_enabled() else unit.mul_(gain)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide).clamp(min=1e-12)
+        gain = self.scale * self.gamma
+        if torch.is_grad_enabled():
+            return (x / length).to(x.dtype) * gain
+        return torch.div(x, length, out=torch.empty_like(x)).mul_(gain)  # in bf16 too, no copy of x in fp32
 
 
 def activated(x: Tensor) -> Tensor:
@@ -108,13 +117,14 @@ class FrameAttention(nn.Module):
         self.norm = RMSNorm(dim, 2)
         self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
         self.proj = nn.Conv2d(dim, dim, 1)
+        self.attend: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
         y = frames_to_batch(x)
         # contiguous: on the transposed view every fused kernel declines, and all logits of a frame are written out
         qkv = self.to_qkv(self.norm(y)).flatten(2).transpose(1, 2).contiguous()
         q, k, v = qkv[:, None].chunk(3, dim=-1)
-        out = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape_as(y)
+        out = self.attend(q, k, v)[:, 0].transpose(1, 2).reshape_as(y)
         return x + batch_to_frames(self.proj(out), x.shape[0])
 
 
@@ -235,14 +245,27 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(dims[-1], 3 * config.patch_size**2, (3, 3, 3))
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = self.mid_block(self.conv_in(x, memory), memory)
+        return self.rise(self.middle(x, memory), memory)
+
+    def middle(self, x: Tensor, memory: Memory) -> Tensor:
+        """At the size of the latent, where every place of a frame attends all others."""
+        return self.mid_block(self.conv_in(x, memory), memory)
+
+    def rise(self, x: Tensor, memory: Memory) -> Tensor:
+        """To the size of the pixels; from here on a place sees its neighbours only."""
         for block in self.up_blocks:
             x = block(x, memory)
+        return self.pixels(x, memory)
+
+    def pixels(self, x: Tensor, memory: Memory) -> Tensor:
         return self.conv_out(activated(self.norm_out(x)), memory)
 
 
 class VAE(nn.Module):
-    """`encode` and `decode` take and give normalised latents; both work chunk by chunk."""
+    """`encode` and `decode` take and give normalised latents; both work chunk by chunk.
+
+    `stream` is how a clip is decoded, and `passes` how often it goes through the latents before frames come.
+    """
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -251,10 +274,17 @@ class VAE(nn.Module):
         self.quant_conv = CausalConv3d(config.z_dim * 2, config.z_dim * 2, (1, 1, 1))
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = Decoder(config)
+        self.stream: Stream = self.by_latent
+        self.passes = 0
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of the encoder."""
         return self.quant_conv.weight.dtype
+
+    @property
+    def decoder_dtype(self) -> torch.dtype:
+        return self.post_quant_conv.weight.dtype
 
     def moments(self, x: Video, memory: Memory) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the latents of one chunk, not normalised."""
@@ -279,24 +309,56 @@ class VAE(nn.Module):
         """All latents of a clip of 4k + 1 frames: the means, as the official code takes them."""
         first, rest = video[:, :, :1], video[:, :, 1:]
         chunks = [first, *(rest.split(TEMPORAL_STRIDE, dim=2) if rest.shape[2] else ())]
-        return torch.cat(list(self.encode_stream(chunks)), dim=2)
+        return gathered(self.encode_stream(chunks), latent_frames(video.shape[2]))
 
-    def decode_stream(self, z: Latent) -> Iterator[Video]:
-        """Pixels in [-1, 1], latent by latent: 1 frame, then 4 at a time. Memory does not grow with f."""
+    def decode_stream(self, z: Latent) -> Iterator[Float[Tensor, "b 3 _ H W"]]:
+        """Pixels in [-1, 1]: 1 frame, then 4 at a time. No frames at all mean that some work is done, and no more."""
+        return self.stream(z)
+
+    def by_latent(self, z: Latent) -> Iterator[Float[Tensor, "b 3 _ H W"]]:
+        """Latent by latent. Memory does not grow with f."""
         memory: Memory = {}
-        mean, std = self._statistics()
         for latent in z.split(1, dim=2):
-            raw = (latent.to(mean.device) * std + mean).to(self.dtype)
-            yield self.pixels(raw, memory).float().clamp(-1, 1)
+            yield self.pixels(self.raw(latent), memory).float().clamp(-1, 1)
+
+    def raw(self, z: Latent) -> Latent:
+        """As the decoder takes them."""
+        mean, std = self._statistics()
+        return (z.to(mean.device) * std + mean).to(self.decoder_dtype)
 
     def decode(self, z: Latent) -> Video:
-        return torch.cat(list(self.decode_stream(z)), dim=2)
+        return gathered(self.decode_stream(z), pixel_frames(z.shape[2]))
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Latent mean and deviation, [1, c, 1, 1, 1] in fp32."""
         device = self.quant_conv.weight.device
         mean, std = torch.tensor([self.config.latents_mean, self.config.latents_std], device=device)
         return mean[None, :, None, None, None], std[None, :, None, None, None]
+
+
+def gathered(chunks: Iterable[Tensor], frames: int) -> Tensor:
+    """All chunks in one tensor, each let go as soon as it is there: torch.cat would hold everything twice."""
+    whole: Tensor | None = None
+    done = 0
+    for chunk in chunks:
+        if whole is None:
+            whole = chunk.new_empty(*chunk.shape[:2], frames, *chunk.shape[3:])
+        whole[:, :, done : done + chunk.shape[2]] = chunk
+        done += chunk.shape[2]
+        del chunk  # it need not live beside its successor
+    assert whole is not None
+    assert done == frames
+    return whole
+
+
+def channels_last(vae: VAE) -> VAE:
+    """The same numbers in the order in which cuDNN convolves fastest. What a convolution gives has the order of its
+    weights, so that nothing is turned round in between.
+    """
+    for parameter in vae.parameters():
+        if parameter.dim() in FORMATS:
+            parameter.data = parameter.data.contiguous(memory_format=FORMATS[parameter.dim()])
+    return vae
 
 
 def frames_to_batch(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The autoencoder as a stream: chunks, causality, memory."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from broll.engine.config import VAEConfig
-from broll.engine.vae import VAE, channels_to_space, overlooked, space_to_channels
+from broll.engine.load import Precision, on_device
+from broll.engine.vae import VAE, channels_last, channels_to_space, gathered, overlooked, space_to_channels
 
 TINY = VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)
 
@@ -58,6 +60,51 @@ def test_two_clips_do_not_share_memory(vae):
     assert torch.equal(torch.cat(woven, dim=2), alone)
 
 
+@pytest.mark.parametrize("config", [TINY, VAEConfig(base_dim=4)], ids=["patched", "plain"])
+def test_channels_last_is_the_same_numbers_in_another_order(config):
+    plain = VAE(config).eval().requires_grad_(False)
+    last = channels_last(copy.deepcopy(plain))
+    assert last.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert last.decoder.mid_block.attentions[0].to_qkv.weight.is_contiguous(memory_format=torch.channels_last)
+    z, video = torch.randn(1, 16, 3, 4, 6), torch.rand(1, 3, 9, 64, 32) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(last.decode(z), plain.decode(z), atol=5e-5, rtol=0)
+        torch.testing.assert_close(last.encode(video), plain.encode(video), atol=5e-5, rtol=0)
+
+
+def test_channels_are_last_on_a_gpu_only(vae):
+    moved = on_device(copy.deepcopy(vae), torch.device("cpu"))
+    assert moved.decoder.conv_in.weight.is_contiguous()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_channels_are_last_and_frames_the_same(vae):
+    z = torch.randn(1, 16, 3, 4, 6)
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        moved = on_device(copy.deepcopy(vae), torch.device("cuda"))
+        torch.testing.assert_close(moved.decode(z).cpu(), vae.decode(z), atol=1e-4, rtol=0)
+    assert moved.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_the_decoder_may_have_a_precision_of_its_own(vae):
+    how, low = Precision(decoder=torch.bfloat16), copy.deepcopy(vae)
+    for name, parameter in low.named_parameters():
+        parameter.data = parameter.data.to(how.of_vae(name))
+    assert (low.dtype, low.decoder_dtype) == (torch.float32, torch.bfloat16)
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    with torch.inference_mode():
+        z = vae.encode(video)
+        assert torch.equal(low.encode(video), z)
+        rounded, exact = low.decode(z), vae.decode(z)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.1
+
+
+def test_chunks_are_gathered_and_none_is_left_behind():
+    chunks = [torch.full((1, 2, length, 3), float(i)) for i, length in enumerate((1, 0, 4, 4))]
+    assert torch.equal(gathered(iter(chunks), 9), torch.cat(chunks, dim=2))
+
+
 def test_folding_pixels_into_channels_is_undone():
     x = torch.randn(2, 3, 4, 8, 6)
     assert torch.equal(channels_to_space(space_to_channels(x, 2), 2), x)
@@ -78,6 +125,31 @@ with torch.inference_mode():
         status = open("/proc/self/status").read()  # ru_maxrss would count what the process was before exec
         print(frames, next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 """
+
+
+AT_ONCE = """
+import sys, torch
+from broll.engine.config import VAEConfig
+from broll.engine.vae import VAE
+torch.manual_seed(0)
+torch.set_num_threads(1)
+with torch.inference_mode():
+    vae = VAE(VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)).eval()
+    z = torch.randn(1, 16, 26, 16, 20)  # 101 frames of 256 x 320: 99 MB
+    for decode in (lambda: [None for _ in vae.decode_stream(z[:, :, :4])], lambda: vae.decode(z)):
+        decode()
+        status = open("/proc/self/status").read()
+        print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_a_whole_clip_is_held_once_and_not_twice():
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    run = subprocess.run([sys.executable, "-c", AT_ONCE], capture_output=True, text=True, check=True, env=env)
+    stream, whole = (int(line) * 1024 for line in run.stdout.splitlines())
+    assert whole - stream < 1.2 * 101 * 256 * 320 * 12
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
