@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from broll import __version__
-from broll.cli.output import duration, gigabytes
+from broll.cli.output import duration, gigabytes, speeds
 
 if TYPE_CHECKING:
     from broll.settings import Settings
@@ -137,16 +137,8 @@ def plan_checks(settings: "Settings") -> Iterator[Check]:
         except BrollError as error:
             yield Check("plan", "warn", f"{name}: {error}")
             continue
-        r = made.target.rates
-        rates = ", ".join(
-            f"{kind} {rate / 1e9:.0f}"
-            for kind, rate in (
-                ("Linears", r.linear),
-                ("attention", r.attention),
-                ("convolutions", r.convolution),
-            )
-        )
-        yield Check("rate", "ok", f"{name}: {rates} GFLOP/s in {plans.words(made.target.precision)}")
+        rates, precision = speeds(made.target.rates), plans.words(made.target.precision)
+        yield Check("rate", "ok", f"{name}: {rates} in {precision}")
         clip = f"{name}: {nearest.shown(spec)} in {duration(made.total_s)}, {gigabytes(made.estimate.memory_bytes)}"
         switched = "".join(f", {lever.words}" for lever in made.on)
         advice = "" if made.fits else nearest.sentence(made, config)

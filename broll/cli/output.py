@@ -1,6 +1,10 @@
 """Words for people: on stderr, one line each, with units; and nothing that could drive a terminal."""
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from broll.engine.rates import Rates
 
 
 def say(text: str) -> None:
@@ -31,3 +35,10 @@ def duration(seconds: float) -> str:
 
 def gigabytes(size: float) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 50_000_000 else f"{size / 1e6:.1f} MB"
+
+
+def speeds(rates: "Rates") -> str:
+    """How fast a machine computes."""
+    unit, name = (1e12, "TFLOP/s") if rates.linear >= 1e13 else (1e9, "GFLOP/s")
+    kinds = {"Linears": rates.linear, "attention": rates.attention, "convolutions": rates.convolution}
+    return f"{', '.join(f'{kind} {rate / unit:.0f}' for kind, rate in kinds.items())} {name}"

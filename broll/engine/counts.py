@@ -10,6 +10,7 @@ holds every count against torch's own FlopCounterMode, at the true size of the p
 Left out: norms, activations and other arithmetic of single elements, which costs memory traffic and hardly operations.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from broll.engine.config import ImageConfig, TextConfig, TransformerConfig, VAEConfig
@@ -83,14 +84,24 @@ def image_encoder(c: ImageConfig) -> Operations:
     return Operations(linear, 4.0 * tokens**2 * width * c.num_layers, patches)
 
 
-def decode(c: VAEConfig, latent: Grid) -> Operations:
-    """All latents to pixels; the first makes 1 frame, the others 4."""
+def decode(c: VAEConfig, latent: Grid, tiles: Iterable[Sequence[int]] = ()) -> Operations:
+    """All latents to pixels; the first makes 1 frame, the others 4. `tiles`: the positions of each at every level and
+    at the last convolution (tiles.py), if there is more than the picture itself.
+    """
     dims = [(c.decoder_base_dim or c.base_dim) * m for m in reversed(c.dim_mult)]
     area, frames = latent.height * latent.width, latent.frames
     total = 2.0 * area * frames * (c.z_dim**2 + 27 * c.z_dim * dims[0])
     made = Operations(0.0, 0.0, total) + middle(dims[0], area, frames)
-    dim_in = dims[0]
-    for level, dim in enumerate(dims):
+    whole = [area * 4**level for level in range(len(dims))]
+    for areas in tiles or [[*whole, whole[-1]]]:
+        made += rise(c, dims, areas, frames)
+    return made
+
+
+def rise(c: VAEConfig, dims: Sequence[int], areas: Sequence[int], frames: int) -> Operations:
+    """The decoder above its middle, with so many positions at every level."""
+    made, dim_in = Operations(), dims[0]
+    for level, (dim, area) in enumerate(zip(dims, areas, strict=False)):
         made += residuals(dim_in, dim, c.num_res_blocks + 1, area * frames)
         if level == len(dims) - 1:
             break
@@ -98,10 +109,9 @@ def decode(c: VAEConfig, latent: Grid) -> Operations:
         if c.temporal_downsample[::-1][level]:
             total += 2.0 * area * (frames - 1) * 3 * dim * 2 * dim
             frames = 2 * frames - 1
-        area *= 4
-        made += Operations(0.0, 0.0, total + 2.0 * area * frames * 9 * dim * (dim // 2))
+        made += Operations(0.0, 0.0, total + 2.0 * 4 * area * frames * 9 * dim * (dim // 2))
         dim_in = dim // 2
-    return made + Operations(0.0, 0.0, 2.0 * area * frames * 27 * dims[-1] * 3 * c.patch_size**2)
+    return made + Operations(0.0, 0.0, 2.0 * areas[-1] * frames * 27 * dims[-1] * 3 * c.patch_size**2)
 
 
 def encode(c: VAEConfig, pixels: Grid) -> Operations:

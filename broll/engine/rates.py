@@ -9,7 +9,8 @@
 
 The real modules run, at the model's own width up to WIDEST, so that a small model is not promised what only large
 matrices reach. Weights are constant: no kernel is faster or slower for them. The lower quartile of some calls counts:
-what else the machine does at the moment is not its pace.
+what else the machine does at the moment is not its pace. Several models and sizes may share what is `Known`: each thing
+is measured once.
 """
 
 import math
@@ -23,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from broll.engine import counts, load
+from broll.engine import counts, int8, load
 from broll.engine.attention import Attend, AttendCall
 from broll.engine.config import ModelConfig, TransformerConfig, VAEConfig
+from broll.engine.int8 import Int8Linear
 from broll.engine.load import Precision, on_meta
 from broll.engine.rope import rotary
 from broll.engine.shapes import Grid, Heads, Keys
@@ -38,6 +40,7 @@ BUDGET = {"cpu": 4e10, "cuda": 2e13}
 PROMPT = 80  # tokens
 M = TypeVar("M", bound=nn.Module)
 CHUNK = 4  # frames that a latent becomes
+Known = dict[tuple[object, ...], float]  # what was measured, by what it was measured at
 
 
 @dataclass(frozen=True)
@@ -53,21 +56,33 @@ class Rates:
 
 
 @torch.inference_mode()
-def measure(config: ModelConfig, precision: Precision, device: torch.device, tokens: int, area: int) -> Rates:
+def measure(
+    config: ModelConfig, precision: Precision, device: torch.device, tokens: int, area: int,
+    known: Known | None = None,
+) -> Rates:  # fmt: skip
     """For clips of about this many tokens and so many pixels in a frame."""
-    low, copy = precision.linears, copying(device)
-    model = narrowed(config.transformer, low, device)
+    known = {} if known is None else known
+    low, copy = precision.linears, once(known, ("copy",), lambda: copying(device))
+    model = narrowed(config.transformer, low, device, integers=precision.int8)
     return Rates(
-        linear=linear(model, tokens, device),
-        attention=attending(model, tokens, device),
-        convolution=convolving(config.vae, area, precision.vae, device),
-        text=texts(config.text.d_model, config.text.d_ff, precision.text, device),
+        linear=linear(model, tokens, device, known),
+        attention=attending(model, tokens, device, known),
+        convolution=convolving(config.vae, area, precision.decodes, device, known),
+        text=texts(config.text.d_model, config.text.d_ff, precision.text, device, known),
         copy=copy,
-        bus=copy / 2 if device.type == "cpu" else carrying(device),
+        bus=copy / 2 if device.type == "cpu" else once(known, ("bus",), lambda: carrying(device)),
     )
 
 
-def narrowed(c: TransformerConfig, low: torch.dtype, device: torch.device) -> Transformer:
+def once(known: Known, what: tuple[object, ...], measure: Callable[[], float]) -> float:
+    if what not in known:
+        known[what] = measure()
+    return known[what]
+
+
+def narrowed(
+    c: TransformerConfig, low: torch.dtype, device: torch.device, *, integers: bool = False
+) -> Transformer:
     """One block, as load.py makes it ready for this device."""
     widest = WIDEST if device.type == "cpu" else c.dim
     heads = max(1, min(c.dim, widest) // c.head_dim)
@@ -77,6 +92,8 @@ def narrowed(c: TransformerConfig, low: torch.dtype, device: torch.device) -> Tr
         vace_in_dim=None, image_dim=None, image_positions=None,
     )  # fmt: skip
     model = set_precision(constant(on_meta(lambda: Transformer(small)), device), low).eval()
+    if integers:
+        int8.use(model, device)
     return load.for_cpu(model) if device.type == "cpu" else model
 
 
@@ -87,13 +104,21 @@ def constant(module: M, device: torch.device) -> M:
     return module
 
 
-def linear(model: Transformer, tokens: int, device: torch.device) -> float:
-    c, block, kernel = model.config, model.blocks[0], attention_of(model)
+def linear(model: Transformer, tokens: int, device: torch.device, known: Known) -> float:
+    c = model.config
 
     def operations(n: int) -> float:
         return 2.0 * n * (6 * c.dim**2 + 2 * c.dim * c.ffn_dim)
 
     n = fitting(tokens, operations, device)
+    integers = any(isinstance(module, Int8Linear) for module in model.modules())
+    what = ("linear", c.dim, c.ffn_dim, c.num_heads, n, model.compute_dtype, integers)
+    return once(known, what, lambda: operations(n) / of_block(model, n, device))
+
+
+def of_block(model: Transformer, n: int, device: torch.device) -> float:
+    """Seconds of a block on n tokens, its attention left out."""
+    c, block, kernel = model.config, model.blocks[0], attention_of(model)
     context = Context(
         Grid(1, 1, n), rotary(Grid(1, 1, n), c.head_dim, device), torch.zeros(1, PROMPT, c.dim, device=device),
         model.compute_dtype, time=torch.zeros(1, 1, 6, c.dim, device=device),
@@ -102,7 +127,7 @@ def linear(model: Transformer, tokens: int, device: torch.device) -> float:
     model.use(passed_on)
     seconds = timed(lambda: block(x, context), device)
     model.use(kernel)
-    return operations(n) / seconds
+    return seconds
 
 
 def passed_on(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
@@ -113,21 +138,33 @@ def attention_of(model: Transformer) -> Attend:
     return next(block.self_attn.attend for block in model.blocks)  # type: ignore[union-attr,return-value]
 
 
-def attending(model: Transformer, tokens: int, device: torch.device) -> float:
-    c, kernel = model.config, attention_of(model)
+def attending(model: Transformer, tokens: int, device: torch.device, known: Known) -> float:
+    c = model.config
     n = fitting(tokens, lambda n: 4.0 * n**2 * c.dim, device)
+    what = ("attention", c.num_heads, c.head_dim, n, model.compute_dtype)
+    return once(known, what, lambda: 4.0 * n**2 * c.dim / of_kernel(model, n, device))
+
+
+def of_kernel(model: Transformer, n: int, device: torch.device) -> float:
+    """Seconds of the chosen attention on n tokens."""
+    c, kernel = model.config, attention_of(model)
     shape = (1, c.num_heads, n, c.head_dim)
     q, k, v = (torch.zeros(shape, device=device, dtype=model.compute_dtype) for _ in range(3))
     call = AttendCall("self", 0, Grid(1, 1, n))
-    return 4.0 * n**2 * c.dim / timed(lambda: kernel(q, k, v, call), device)
+    return timed(lambda: kernel(q, k, v, call), device)
 
 
-def convolving(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device) -> float:
+def convolving(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device, known: Known) -> float:
     """Two latents of this area through the decoder; if that is too much, its widest blocks alone."""
     side = max(2, math.isqrt(area) // c.spatial_stride)
     operations = counts.decode(c, Grid(2, side, side)).total
     if operations > BUDGET.get(device.type, BUDGET["cpu"]):
-        return residual(c, area, dtype, device)
+        return residual(c, area, dtype, device, known)
+    return once(known, ("decoder", c, side, dtype), lambda: operations / of_decoder(c, side, dtype, device))
+
+
+def of_decoder(c: VAEConfig, side: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of two latents of side x side."""
     decoder = constant(on_meta(partial(Decoder, c)), device).to(dtype)
     z = torch.zeros(1, c.z_dim, 1, side, side, device=device, dtype=dtype)
 
@@ -136,10 +173,10 @@ def convolving(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device
         for _ in range(2):
             decoder(z, memory)
 
-    return operations / timed(run, device)
+    return timed(run, device)
 
 
-def residual(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device) -> float:
+def residual(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device, known: Known) -> float:
     """A residual block of each of the two levels where three quarters of the decoder's operations are."""
     dims = [(c.decoder_base_dim or c.base_dim) * m for m in c.dim_mult[:2]]
 
@@ -147,8 +184,13 @@ def residual(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device) 
         levels = zip(dims, (side, side // 2), strict=True)
         return sum(counts.residuals(dim, dim, 1, CHUNK * s**2).total for dim, s in levels)
 
-    most = math.isqrt(area) // c.patch_size
-    side = fitting(most, operations, device)
+    side = fitting(math.isqrt(area) // c.patch_size, operations, device)
+    what = ("residual", *dims, side, dtype)
+    return once(known, what, lambda: operations(side) / of_residuals(dims, side, dtype, device))
+
+
+def of_residuals(dims: list[int], side: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of a block of each width, the second on half the side."""
     blocks = [constant(on_meta(partial(ResidualBlock, dim, dim)), device).to(dtype) for dim in dims]
     shapes = zip(dims, (side, side // 2), strict=True)
     given = [torch.zeros(1, dim, CHUNK, s, s, device=device, dtype=dtype) for dim, s in shapes]
@@ -157,14 +199,22 @@ def residual(c: VAEConfig, area: int, dtype: torch.dtype, device: torch.device) 
         for block, x in zip(blocks, given, strict=True):
             block(x, {})
 
-    return operations(side) / timed(run, device)
+    return timed(run, device)
 
 
-def texts(width: int, inner: int, dtype: torch.dtype, device: torch.device) -> float:
+def texts(width: int, inner: int, dtype: torch.dtype, device: torch.device, known: Known) -> float:
     width, inner = min(width, 2048), min(inner, 5120)
+    operations = 2.0 * PROMPT * width * inner
+    return once(
+        known, ("text", width, inner, dtype), lambda: operations / of_text(width, inner, dtype, device)
+    )
+
+
+def of_text(width: int, inner: int, dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of one product of a prompt."""
     x = torch.zeros(PROMPT, width, device=device, dtype=dtype)
     matrix = torch.full((inner, width), 0.01, device=device, dtype=dtype)
-    return 2.0 * PROMPT * width * inner / timed(lambda: F.linear(x, matrix), device)
+    return timed(lambda: F.linear(x, matrix), device)
 
 
 def copying(device: torch.device) -> float:
