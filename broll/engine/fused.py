@@ -210,7 +210,7 @@ def wanted(spec: VideoSpec, config: ModelConfig, compiler: Compiler) -> bool:
 def pays(spec: VideoSpec, config: ModelConfig) -> bool:
     """Whether it saves more time than compiling takes, where nothing is compiled yet."""
     c = config.transformer
-    forwards = step_cache.computed(spec, config) * (1 if spec.guidance == 1 else 2)
+    forwards = step_cache.forwards(spec, config)
     numbers = sparse.grid_of(spec, config).size * c.dim * (c.num_layers + len(c.vace_layers))
     return c.dim >= WIDE and numbers * forwards >= PAYS
 

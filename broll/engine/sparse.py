@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from broll.engine import shapes
+from broll.engine import guidance, shapes
 from broll.engine.attention import Attend, AttendCall
 from broll.engine.compiled import Compiler, Dropped
 from broll.engine.config import ModelConfig, TransformerConfig
@@ -228,9 +228,10 @@ def share(spec: VideoSpec, config: ModelConfig, forwards: int | None = None) -> 
     c, steps = config.transformer, spec.steps or 1
     layers, dense = c.num_layers + len(c.vace_layers), len(dense_layers(c))
     step = (dense + (layers - dense) * pattern(grid_of(spec, config), spec.sparsity).share) / layers
-    branches = 1 if spec.guidance == 1 else 2
-    count = steps * branches if forwards is None else forwards
-    first = min(count, dense_steps(spec) * branches)
+    count = steps + spec.guided if forwards is None else forwards
+    dense_first = range(dense_steps(spec))
+    guided = 0 if spec.guidance == 1 else len(set(dense_first) - guidance.held(spec))
+    first = min(count, len(dense_first) + guided)
     return (first + (count - first) * step) / count
 
 

@@ -106,7 +106,12 @@ def few(spec: VideoSpec) -> bool:
 
 
 def check(spec: VideoSpec, config: ModelConfig) -> None:
-    """Refuse what this model has no numbers for."""
+    """Refuse what this model has no numbers for, and what does not pay."""
+    if skips_any(spec) and spec.guidance_until not in (None, 1):
+        raise BadOption(
+            f"guidance_until is {spec.guidance_until:g} and quality is {spec.quality}: skipping steps alone saves as "
+            "much and stays as near to the exact clip; ask for one of them"
+        )
     if spec.step_cache == "teacache":
         if config.name not in tea_cache.fits():
             known = ", ".join(tea_cache.fits())
@@ -128,6 +133,13 @@ def computed(spec: VideoSpec, config: ModelConfig) -> int:
     if spec.step_cache == "teacache":
         return round(steps * tea_cache.fits()[config.name].share(spec.quality or ""))
     return steps - len(by_magnitude(spec, config))
+
+
+def forwards(spec: VideoSpec, config: ModelConfig) -> int:
+    """How many are computed, under both prompts; of TeaCache about."""
+    if not skips_any(spec):
+        return (spec.steps or 0) + spec.guided
+    return computed(spec, config) * (1 if spec.guidance == 1 else 2)
 
 
 def choice(spec: VideoSpec, config: ModelConfig) -> str:
