@@ -19,7 +19,7 @@ from broll.engine import pipeline
 from broll.prompts.slots import asked_camera
 from broll.settings import Settings
 from broll.spec import parse
-from training.evaluate import prompts
+from training.evaluate import questions
 
 
 def main() -> None:
@@ -40,7 +40,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        for number, (_, prompt) in enumerate(prompts(args.count, args.seed)):
+        for number, question in enumerate(questions(args.count, args.seed)):
+            prompt = question.prompt
             asked = asked_camera(prompt)
             if asked is None:
                 rows.append({"prompt": prompt, "asked": None})

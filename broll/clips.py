@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broll import __version__, catalog, loras, wiring
+from broll import __version__, catalog, features, group, loras, wiring
+from broll import plan as plans
 from broll.errors import BadOption, BrollError
 from broll.media.checks import Checks, measure
 from broll.prompts.report import Report
@@ -25,7 +26,7 @@ from broll.spec import MAX_TAKES, VideoSpec
 
 if TYPE_CHECKING:
     from broll.engine.load import Parts
-    from broll.engine.pipeline import Frames, Warned
+    from broll.engine.pipeline import Decoded, Frames, Warned
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
@@ -106,7 +107,7 @@ def make_clip(
     pictures: Sequence[wiring.Picture] = (),
     resume: "Snapshot | None" = None,
     coach: Report | None = None,
-) -> "Iterator[Step | Frames | Warned | Clip]":
+) -> "Iterator[Step | Frames | Decoded | Warned | Clip]":
     """Every step, every group of frames as it is written, then the Clip. Closing it leaves no file behind."""
     from broll.engine import kernels, pipeline
     from broll.engine.sampler import Step
@@ -121,19 +122,23 @@ def make_clip(
     with (
         contextlib.ExitStack() as stack,
         contextlib.closing(
-            pipeline.generate(spec, parts, images, last)  # type: ignore[type-var]
+            group.generate(spec, parts, images, last)  # type: ignore[type-var]
         ) as events,
     ):
-        writer, label = None, None
+        writer, label, seconds = None, None, None
         for event in events:
             if isinstance(event, Step | pipeline.Warned):
                 last = event if isinstance(event, Step) else last
                 yield event
                 continue
+            seconds = seconds or round(time.perf_counter() - begin, 3)
+            if isinstance(event, pipeline.Decoded):
+                yield event
+                continue
             if writer is None:
                 assert last is not None
                 record = denoised(spec, parts, last, resume)
-                more = {"seconds": round(time.perf_counter() - begin, 3), "coach": coach}
+                more = {"seconds": seconds, "coach": coach}
                 label = Label(record.model_copy(update=more))
                 writer = stack.enter_context(VideoWriter(out, **shape(spec), format=format, metadata=label))
             rgb = to_rgb(event)
@@ -190,7 +195,8 @@ def clip(
     asked, _ = loras.fitted(parse(model=found.name, prompt=prompt, **artifacts, **fields), settings, {})
     first = pictures["image"].image if "image" in pictures else None
     spec = pipeline.resolve(asked, config, picture=first)
-    parts, _ = loras.on(wiring.load(found, config), spec, settings)
+    whole = wiring.load(found, config, prompts=plans.prompts(spec), kept=features.shelf(settings))
+    parts, _ = loras.on(whole, spec, settings)
     *_, made = make_clip(spec, parts, path, format=ending, pictures=tuple(pictures.values()))
     assert isinstance(made, Clip)
     return made

@@ -34,6 +34,7 @@
     │   └── Unavailable               draining, or the database is away
     ├── StorageError         exit 5   artifacts cannot be kept
     ├── ArtifactMissing      exit 5   an artifact that should be there is not
+    ├── GroupLost            exit 7   another process that makes the same clip is gone
     ├── ExecutorDied         exit 7   (jobs/executor) the process that ran a job is gone
     ├── ClusterUnreachable   exit 7   (jobs/ray_cluster)
     ├── InsecureCluster      exit 7   (jobs/ray_cluster) no token authentication
@@ -169,6 +170,13 @@ class OutputError(BrollError):
 
     code = "output_error"
     exit_status = 5
+
+
+class GroupLost(BrollError):
+    """Another process of the group that makes this clip is gone."""
+
+    code = "group_lost"
+    exit_status = 7
 
 
 class ServiceError(BrollError):

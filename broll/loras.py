@@ -11,12 +11,12 @@ Beside the model or merged into it is not the spec's business, but that of who r
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from broll import catalog, wiring
+from broll import catalog, features, group, wiring
 from broll.catalog import Installed
 from broll.engine.config import ModelConfig
 from broll.errors import BadOption, ModelMissing
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from broll.engine.lora import Entry
     from broll.engine.lora_facts import Recommended
     from broll.engine.lora_files import Lora
+    from broll.engine.mesh import Team
 
 ASKED = re.compile(r"(?P<name>.+?)(?::(?P<weight>-?\d+(?:\.\d+)?)(?::(?P<first>\d+)-(?P<last>\d+))?)?")
 FOLDER = "loras"
@@ -78,7 +79,8 @@ def within(folder: Path) -> dict[str, Path]:
 
 def student(spec: VideoSpec, settings: Settings) -> str | None:
     """What quality draft puts on a model that brings a student of its own, unless the clip says how it is stepped."""
-    stepped = spec.steps is not None or spec.step_cache is not None or spec.guidance not in (None, 1)
+    stepped = spec.steps is not None or spec.step_cache is not None
+    stepped = stepped or spec.guidance not in (None, 1) or spec.guidance_until is not None
     if spec.quality != "draft" or stepped:
         return None
     model, name = catalog.installed(settings).get(spec.model), STUDENT.format(spec.model)
@@ -205,7 +207,10 @@ def on(
     """
     from broll.engine import lora
 
-    attached = lora.attach(parts.transformer, _stack(spec, settings, places or {}))
+    stack = _stack(spec, settings, places or {})
+    group.tell(parts.team, group.Wear(spec, dict(places or {})))
+    with group.alone(parts.team):
+        attached = lora.attach(parts.transformer, stack)
     told = [str(unused) for unused in attached.unused] if attached else []
     names = tuple(
         (f"lora {use.name} {use.weight:g} {use.first}-{use.last}", use.sha256) for use in spec.loras
@@ -219,13 +224,23 @@ def merged(
     spec: VideoSpec,
     settings: Settings,
     places: Mapping[str, Path] | None = None,
+    prompts: Sequence[str] = (),
+    team: "Team | None" = None,
 ) -> tuple["Parts", list[str]]:
-    """The model loaded with the clip's stack in its weights, for good; and what in the files has no effect."""
+    """The model loaded with the clip's stack in its weights, for good; and what in the files has no effect.
+
+    `prompts`, `team`: as of wiring.load.
+    """
     from broll.engine import lora_fit
 
     check_merge(model, spec)
     stack = _stack(spec, settings, places or {})
-    parts = wiring.load(model, config, merge=stack, attention=settings.attention, compile=settings.compile)
+    how = {name: getattr(settings, name) for name in ("attention", "compile", "vae_precision")}
+    group.tell(team, group.Merge(model, spec, how, dict(places or {})))
+    parts = wiring.load(
+        model, config, merge=stack, attention=settings.attention, compile=settings.compile, prompts=prompts,
+        kept=features.shelf(settings), vae_precision=settings.vae_precision, team=team,
+    )  # fmt: skip
     shapes = lora_fit.shapes_of(parts.transformer)
     told = [str(unused) for one, _, _ in stack for unused in lora_fit.fit(one, shapes)[1]]
     names = tuple((f"lora {use.name} {use.weight:g} merged", use.sha256) for use in spec.loras)

@@ -30,7 +30,7 @@ HOW = {
     "measured": "from the measured rates of this machine; the first run tells better",
     "guessed": "a guess from the card's data sheet",
 }
-STREAMING = "block_streaming"
+STREAMING, TEXT_FIRST, TILING = "block_streaming", "text_first", "vae_tiling"
 TOKENS_A_WORD = 60 / 45  # of umT5, as in benchmarks/engine.py
 
 
@@ -41,6 +41,7 @@ class Lever:
     name: str
     words: str
     change: "Callable[[Stage, Estimate], Stage]"
+    tiles: int = 1
 
 
 def levers() -> tuple[Lever, ...]:
@@ -48,9 +49,17 @@ def levers() -> tuple[Lever, ...]:
     from broll.engine import estimate
 
     return (
-        Lever("text_first", "text encoder first, then freed", estimate.text_freed),
+        Lever(TEXT_FIRST, "text encoder first, then freed", estimate.text_freed),
         Lever(STREAMING, "block streaming", estimate.blocks_streamed),
+        *tilings(),
     )
+
+
+def tilings() -> tuple[Lever, ...]:
+    """One lever in some strengths, of which one at most is on."""
+    from broll.engine import estimate, tiles
+
+    return tuple(Lever(TILING, f"decoding in {n} tiles", estimate.tiled(n), n) for n in tiles.COUNTS)
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,11 @@ class Plan:
     def decode_s(self) -> float:
         return self.seconds["decode"]
 
+    @property
+    def tiles(self) -> int:
+        """That frames are decoded in."""
+        return max((lever.tiles for lever in self.on), default=1)
+
     def switched_on(self, name: str) -> bool:
         return any(lever.name == name for lever in self.on)
 
@@ -137,13 +151,12 @@ def here(
     from broll.engine import footprint, rates
 
     where = catalog.device()
-    how = wiring.precision(config, where)
+    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
     held = None if model is None else footprint.kept(model.folder, config, how)
     memory = settings.memory_mb * 10**6 or catalog.free_memory(where)
-    return Target(
-        rates.name_of(where), where.type, memory, how, held,
-        pace.measured(settings, config, where, tokens(spec, config), area(spec)), pace.seen(settings, config.name),
-    )  # fmt: skip
+    seen = pace.seen(settings, config.name)
+    measured = pace.measured(settings, config, where, tokens(spec, config), area(spec), like=seen is not None)
+    return Target(rates.name_of(where), where.type, memory, how, held, measured, seen)
 
 
 def published(card: Card, config: ModelConfig, model: catalog.Installed | None = None) -> Target:
@@ -162,12 +175,13 @@ def by_sheet(card: Card) -> "Rates":
     return Rates(fast, fast, card.fp32 * card.share, fast, float(card.bandwidth), BUS)
 
 
-def on_a_gpu() -> "Precision":
+def on_a_gpu(vae: str = "auto") -> "Precision":
     import torch
 
     from broll.engine.load import Precision
 
-    return Precision(linears=torch.bfloat16, text=torch.bfloat16)
+    decoder = None if vae == "float32" else torch.bfloat16
+    return Precision(linears=torch.bfloat16, text=torch.bfloat16, decoder=decoder)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------
@@ -181,15 +195,23 @@ def make(
     block streaming too, or "on" also if it fits without, or "off".
     """
     cost = estimate(spec, config, target.precision, target.held, target.kind)
+    cost, on = fitted(cost, target.memory, levers() if can is None else can, offload)
+    return Plan(spec, target, cost, times(cost, target.rates, target.seen), on, gpu_hour, offload)
+
+
+def fitted(
+    cost: "Estimate", memory: float, can: tuple[Lever, ...], offload: str = "auto"
+) -> "tuple[Estimate, tuple[Lever, ...]]":
+    """The levers that make it fit, or as small as can be."""
     on: list[Lever] = []
-    for lever in levers() if can is None else can:
+    for lever in can:
         asked = offload if lever.name == STREAMING else "auto"
-        if asked == "off" or (asked == "auto" and cost.memory_bytes <= target.memory):
+        if asked == "off" or (asked == "auto" and cost.memory_bytes <= memory):
             continue
         smaller = cost.changed(lever.change)
         if asked == "on" or smaller.memory_bytes < cost.memory_bytes:
-            cost, on = smaller, [*on, lever]
-    return Plan(spec, target, cost, times(cost, target.rates, target.seen), tuple(on), gpu_hour, offload)
+            cost, on = smaller, [*(one for one in on if one.name != lever.name), lever]
+    return cost, tuple(on)
 
 
 def estimate(
@@ -211,10 +233,26 @@ def streams(
     if settings.offload != "auto":
         return settings.offload == "on"
     where = catalog.device()
-    how = wiring.precision(config, where)
+    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
     cost = estimate(spec, config, how, footprint.kept(model.folder, config, how), where.type)
     smaller = cost.changed(engine.blocks_streamed)
     return memory < cost.memory_bytes > smaller.memory_bytes
+
+
+def tiles(
+    spec: VideoSpec, config: ModelConfig, settings: Settings, model: catalog.Installed, memory: float, *,
+    streamed: bool,
+) -> int:  # fmt: skip
+    """In how many tiles a model that stays loaded, with its text encoder, decodes this clip."""
+    from broll.engine import estimate as engine
+    from broll.engine import footprint
+
+    where = catalog.device()
+    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    cost = estimate(spec, config, how, footprint.kept(model.folder, config, how), where.type)
+    cost = cost.changed(engine.blocks_streamed) if streamed else cost
+    _, on = fitted(cost, memory, tilings())
+    return max((lever.tiles for lever in on), default=1)
 
 
 def times(cost: "Estimate", rates: "Rates", seen: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -274,8 +312,10 @@ def whole(spec: VideoSpec, config: ModelConfig, picture: "Image.Image | None" = 
 
 
 def prompts(spec: VideoSpec) -> tuple[str, ...]:
-    """What the text encoder will be asked for, as pipeline.condition does."""
-    return (spec.prompt,) if spec.guidance == 1 else (spec.prompt, spec.negative_prompt or "")
+    """What the text encoder will be asked for."""
+    from broll.engine import pipeline
+
+    return pipeline.prompts(spec)
 
 
 def in_form(target: Target, config: ModelConfig, form: str) -> Target:

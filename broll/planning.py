@@ -23,6 +23,8 @@ from broll.settings import Settings
 from broll.spec import VideoSpec, parse
 
 if TYPE_CHECKING:
+    import torch
+
     from broll.engine.estimate import Estimate
     from broll.engine.load import Precision
 
@@ -92,7 +94,7 @@ class Planner:
             )
         first = given.get("image")
         picture = None if first is None else Image.open(io.BytesIO(pictures[first["sha256"]])).convert("RGB")
-        from broll.engine import pipeline, sparse, step_cache
+        from broll.engine import guidance, pipeline, sparse, step_cache
 
         asked, told = self._with_loras(given)
         notes += [told] if told else []
@@ -103,7 +105,7 @@ class Planner:
         asked, report = coaching.coached(asked, known, wish.mode, model, seen)
         takes.check(asked)
         spec = pipeline.resolve(asked, config, picture=picture)
-        notes += filter(None, (step_cache.told(spec, config), sparse.told(spec, config)))
+        notes += filter(None, (guidance.told(spec), step_cache.told(spec, config), sparse.told(spec, config)))
         return Plan(spec, self._needs(spec, config) // 10**6, tuple(notes), report)
 
     def _with_loras(self, given: dict[str, Any]) -> tuple[VideoSpec, str]:
@@ -167,18 +169,28 @@ class Planner:
             return None
         config, where = self.config(spec.model), catalog.device()
         with self._one:
-            rates = pace.measured(self._settings, config, where, plans.tokens(spec, config), plans.area(spec))
-        stages = plans.times(self._cost(spec, config), rates, pace.seen(self._settings, config.name))
+            seen, tokens = pace.seen(self._settings, config.name), plans.tokens(spec, config)
+            like = seen is not None
+            rates = pace.measured(self._settings, config, where, tokens, plans.area(spec), like=like)
+        stages = plans.times(self._cost(spec, config), rates, seen)
         return (spec.takes or 1) * sum(stages.values())
 
     def _needs(self, spec: VideoSpec, config: ModelConfig) -> int:
-        """Bytes of a device: where the whole model does not fit, blocks are streamed, unless LoRAs are merged."""
+        """Bytes of a device: where the whole model does not fit, blocks are streamed, unless LoRAs are merged; where
+        decoding does not, it is done in tiles.
+        """
         from broll.engine.estimate import blocks_streamed
 
         cost, own = self._cost(spec, config), self._settings
-        if own.offload == "off" or (own.merge_loras and spec.loras and own.offload != "on"):
-            return cost.memory_bytes
-        return min(cost.memory_bytes, cost.changed(blocks_streamed).memory_bytes)
+        if own.offload != "off" and not (own.merge_loras and spec.loras and own.offload != "on"):
+            cost = min(cost, cost.changed(blocks_streamed), key=lambda one: one.memory_bytes)
+        with self._one:
+            smallest, _ = plans.fitted(cost, 0, plans.tilings())
+        return smallest.memory_bytes
+
+    def _precision(self, config: ModelConfig, where: "torch.device | None") -> "Precision":
+        asked = self._settings.vae_precision
+        return plans.on_a_gpu(asked) if where is None else wiring.precision(config, where, asked)
 
     def _own(self) -> bool:
         """Whether the devices are this machine's."""
@@ -187,7 +199,7 @@ class Planner:
     def _cost(self, spec: VideoSpec, config: ModelConfig) -> "Estimate":
         """With everything in memory from the first stage to the last: a warm model keeps its text encoder."""
         size = (spec.width, spec.height, spec.frames)
-        asked = (spec.steps, spec.guidance == 1, spec.quality, spec.step_cache, spec.grid, spec.loras)
+        asked = (spec.steps, spec.guided, spec.quality, spec.step_cache, spec.grid, spec.loras)
         key = (spec.model, *size, *asked, spec.sparsity, spec.image is None)
         with self._one:
             if len(self._costs) > 1000:
@@ -195,7 +207,7 @@ class Planner:
             if key not in self._costs:
                 where = catalog.device() if self._own() else None
                 kind = "cuda" if where is None else where.type
-                how = plans.on_a_gpu() if where is None else wiring.precision(config, where)
+                how = self._precision(config, where)
                 self._costs[key] = plans.estimate(spec, config, how, self._weights(config, how), kind)
             return self._costs[key]
 

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, loras, takes, wiring
+from broll import catalog, features, group, loras, takes, wiring
 from broll import plan as plans
-from broll.errors import BadSnapshot, BrollError, OutputError
+from broll.errors import BadSnapshot, BrollError, GroupLost, OutputError
 from broll.events import (
     Clip,
     Event,
@@ -46,6 +46,7 @@ from broll.spec import Artifact, VideoSpec
 if TYPE_CHECKING:
     from broll.engine.config import ModelConfig
     from broll.engine.load import Parts
+    from broll.engine.pipeline import Frames
     from broll.engine.sampler import Step
     from broll.spec import LoraUse
 
@@ -86,6 +87,8 @@ class Warm:
 class Renderer:
     settings: Settings
     _warm: Warm | None = None
+    leave_s: float = 0.0  # that the last event may still need to get out of this process
+    _lead: group.Lead = field(default_factory=group.Lead)  # of the processes that help
     decode_s_by_shape: dict[tuple[Any, ...], float] = field(default_factory=dict)  # by model and shape
 
     def run(self, work: Work, flag: Flag) -> Iterator[Event]:
@@ -95,10 +98,12 @@ class Renderer:
         except Interrupted:
             yield Stopped()
         except BrollError as error:
-            yield Failed(error.code, str(error), retryable=isinstance(error, OutputError))
+            yield Failed(error.code, str(error), retryable=isinstance(error, OutputError | GroupLost))
         except Exception as error:  # noqa: BLE001  the one broad except: whatever it was, the job must hear of it
             traceback.print_exc()
             yield failure(error)
+        if self._lead.broken:
+            leave(self.leave_s)
 
     def _run(self, work: Work, flag: Flag) -> Iterator[Event]:
         spec = VideoSpec.model_validate_json(work.spec)
@@ -115,11 +120,16 @@ class Renderer:
         wants: tuple[LoraUse, ...] = ()
         if self.settings.merge_loras and spec.loras and self.settings.offload != "on":
             wants = spec.loras if loras.mergeable(catalog.find(self.settings, name), spec) else ()
+        if group.size(self.settings) > 1:
+            group.check(self.settings, spec, wiring.describe(catalog.find(self.settings, name)))
         if self._stale(name, wants, spec):
             self._load(name, wants, spec)
         warm = self._warm
         assert warm is not None
-        return warm.config, warm.parts if wants else loras.on(warm.parts, spec, self.settings)[0]
+        parts = warm.parts if wants else loras.on(warm.parts, spec, self.settings)[0]
+        found, streamed = catalog.find(self.settings, name), plans.STREAMING in parts.levers
+        tiles = plans.tiles(spec, warm.config, self.settings, found, warm.memory, streamed=streamed)
+        return warm.config, wiring.tiled(parts, tiles)
 
     def _stale(self, name: str, wants: "tuple[LoraUse, ...]", spec: VideoSpec) -> bool:
         """Whether another model is needed; or this one with its blocks streamed, though it is whole in memory."""
@@ -138,23 +148,33 @@ class Renderer:
         wiring.free()
         wiring.use_threads(self.settings)
         wiring.prepare_compiler(self.settings)
+        team = self._lead.begin(self.settings)
         memory = self.settings.memory_mb * 10**6 or catalog.free_memory(catalog.device())
-        if wants:
-            parts, _ = loras.merged(found, config, spec, self.settings)
-        else:
-            own = self.settings
-            streamed = plans.streams(spec, config, own, found, memory)
-            parts = wiring.load(
-                found, config, native_fp8=own.native_fp8, attention=own.attention, compile=own.compile,
-                streamed=streamed,
-            )  # fmt: skip
-        self._warm = Warm(name, wants, config, parts, memory)
+        with group.alone(team), group.known():
+            if wants:
+                parts, _ = loras.merged(found, config, spec, self.settings, team=team)
+            else:
+                own = self.settings
+                streamed = plans.streams(spec, config, own, found, memory)
+                parts = wiring.load(
+                    found, config, native_fp8=own.native_fp8, int8=own.int8, attention=own.attention,
+                    compile=own.compile, streamed=streamed, kept=features.shelf(own), vae_precision=own.vae_precision,
+                    team=team,
+                )  # fmt: skip
+        self._warm = Warm(name, wants, config, wiring.with_previews(parts, found), memory)
 
 
 def interruptible(parts: "Parts", flag: Flag) -> None:
     from broll.engine.interrupt import Interruptible
 
-    parts.transformer.stack = Interruptible(parts.transformer, flag.check)
+    parts.transformer.stack = Interruptible(parts.transformer, group.agreed(parts.team, flag.check))
+
+
+def leave(after_s: float) -> None:
+    """What is left of a group is of no use: who gives out work starts another process, and that one a new group."""
+    time.sleep(after_s)
+    sys.stderr.flush()
+    os._exit(group.LOST)
 
 
 @dataclass
@@ -173,6 +193,7 @@ class Run:
     saved: int = -1  # the step of the last snapshot
     take: "takes.Take | None" = None  # the one that runs
     decoding: float | None = None  # since when
+    decoded: float = 0.0  # how much of it
     shown: float = 0.0  # when the last preview was
 
     def events(self) -> Iterator[Event]:
@@ -190,7 +211,7 @@ class Run:
 
     def _saw(self, event: Any) -> Generator[Event, None, bool]:
         """Tell what it means; whether the work ends here, as was asked."""
-        from broll.engine.pipeline import Frames, Warned
+        from broll.engine.pipeline import Decoded, Frames, Warned
         from broll.engine.sampler import Step
 
         if isinstance(event, takes.Take):
@@ -206,11 +227,12 @@ class Run:
             if self.flag.soon and self.saved != event.index:
                 yield self._snapshot(event)
             return self.flag.soon
-        elif isinstance(event, Frames):
+        elif isinstance(event, Frames | Decoded):
             if self.decoding is None:
-                self.decoding = time.perf_counter()
+                self.decoding, self.decoded = time.perf_counter(), 0.0
                 yield Stage("decode")
-            yield self._frames(event.first + event.frames.shape[1])
+            seen = event.done / event.total if isinstance(event, Decoded) else self._seen(event)
+            yield self._frames(seen)
             return self.flag.soon
         else:
             assert self.decoding is not None
@@ -267,11 +289,11 @@ class Run:
         """The middle of the clip as it looks so far, from the latents alone."""
         from PIL import Image
 
-        from broll.engine.preview import preview
+        from broll.engine.preview import still
 
-        frames = preview(step.x0, self.config.preview)
+        seen = still(step.x0, self.config.preview, self.parts.tiny)
         size = ((self.spec.width or 2) // 2, (self.spec.height or 2) // 2)
-        picture = Image.fromarray(frames[len(frames) // 2].numpy()).resize(size, Image.Resampling.BICUBIC)
+        picture = Image.fromarray(seen.numpy()).resize(size, Image.Resampling.BICUBIC)
         return webp(picture, quality=60)
 
     def _shape(self) -> tuple[Any, ...]:
@@ -284,13 +306,18 @@ class Run:
     def _percent(self, of_take: float) -> float:
         return of_take if self.take is None else (100 * self.take.index + of_take) / self.take.count
 
-    def _frames(self, done: int) -> Progress:
+    def _seen(self, event: "Frames") -> float:
+        return (event.first + event.frames.shape[1]) / (self.spec.frames or 1)
+
+    def _frames(self, share: float) -> Progress:
+        """So much of it is decoded. In tiles, frames come when all is."""
         assert self.decoding is not None
-        frames = self.spec.frames or 1
-        share = (BEGINS["finish"] - BEGINS["decode"]) * done / frames
-        left_s = (time.perf_counter() - self.decoding) / done * (frames - done)
+        frames, self.decoded = self.spec.frames or 1, max(self.decoded, share)
+        part = (BEGINS["finish"] - BEGINS["decode"]) * self.decoded
+        left_s = (time.perf_counter() - self.decoding) / self.decoded * (1 - self.decoded)
         left_s += self._later() * (time.perf_counter() - self.times[0])
-        return Progress("decode", done, frames, self._percent(BEGINS["decode"] + share), left_s)
+        done = round(frames * self.decoded)
+        return Progress("decode", done, frames, self._percent(BEGINS["decode"] + part), left_s)
 
     def _clip(self, made: Any, decode_s: float) -> Clip:
         from broll.media import sheets
@@ -330,7 +357,7 @@ def failure(error: Exception) -> Failed:
 def actor() -> tuple[Renderer, type[Flag]]:
     """What a Ray actor runs, and what stops it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    return Renderer(Settings()), Flag
+    return Renderer(Settings(), leave_s=1.0), Flag
 
 
 def serve_child() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from broll import catalog, logs, wiring
+from broll import catalog, group, logs, wiring
 from broll.errors import BadOption, BrollError, OutputError
 from broll.jobs import keys
 from broll.jobs.artifacts import Artifacts
@@ -136,36 +136,43 @@ def slots(settings: Settings, models: tuple[str, ...]) -> list[Slot]:
 
 
 def local_executors(settings: Settings) -> list[tuple[Executor, int]]:
-    """A child process per GPU, or on this machine's processor."""
+    """A child process per GPU, or per group of them; or on this machine's processor."""
     import torch
 
     gpus = torch.cuda.device_count()
+    group.check_devices(settings)
     found: list[tuple[Executor, int]] = []
-    for i in range(settings.devices or gpus or 1):
-        env = dict(os.environ) | {
-            "BROLL_MODELS": str(settings.models),
-            "BROLL_THREADS": str(settings.threads),
-        }
+    for i in range(settings.devices or gpus // settings.group or 1):
+        env = dict(os.environ) | together(settings) | {"BROLL_THREADS": str(settings.threads)}
+        env |= {"BROLL_MODELS": str(settings.models)}
         memory_mb = catalog.free_main_memory() // 10**6
         if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = str(i % gpus)
+            own = ((i * settings.group + j) % gpus for j in range(settings.group))
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
             memory_mb = torch.cuda.get_device_properties(i % gpus).total_memory // 10**6
         found.append((LocalExecutor(CHILD, env), settings.memory_mb or memory_mb))
     return found
 
 
+def together(settings: Settings) -> dict[str, str]:
+    """What a renderer must know to make clips with others: it starts them itself."""
+    return {"BROLL_GROUP": str(settings.group), "BROLL_PARALLEL": settings.parallel}
+
+
 def ray_executors(settings: Settings) -> list[tuple[Executor, int]]:
-    """An actor per GPU of the cluster; without GPUs, as many as `devices` says."""
+    """An actor per GPU of the cluster, or per group of them on one node; without GPUs, as many as `devices` says."""
     from broll.jobs import ray_cluster
 
     if settings.ray_address is None:
         raise BadOption("executor is ray; ray_address must name the cluster, HOST:PORT")
     ray_cluster.connect(settings.ray_address)
-    gpus = ray_cluster.places("gpu", 1, 0)
-    count = settings.devices or gpus or 1
+    places = ray_cluster.places("gpu", settings.group, 0)
+    if not places and ray_cluster.places("gpu", 1, 0):
+        raise BadOption(f"group is {settings.group}, and no node of the cluster has so many GPUs")
+    gpus, memory_mb = settings.group if places else 0, settings.memory_mb or 10**6
     return [
-        (ray_cluster.RayExecutor("broll.renderer:actor", gpus=1 if gpus else 0), settings.memory_mb or 10**6)
-        for _ in range(count)
+        (ray_cluster.RayExecutor("broll.renderer:actor", gpus=gpus, env=together(settings)), memory_mb)
+        for _ in range(settings.devices or places or 1)
     ]
 
 
@@ -220,6 +227,7 @@ def build_dispatcher(settings: Settings, service: Service) -> Dispatcher:
     models = tuple(planner.names())
     if not models:
         raise BrollError("there is no model on this machine; broll models list says how to get one")
+    group.check_words(settings)
     if settings.executor == "local":
         wiring.prepare_compiler(settings)
         for name in models:

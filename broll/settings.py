@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -45,6 +45,10 @@ class Settings(BaseSettings):
         default=False,
         description="fp8 weights are multiplied as they are where the device can; else dequantized",
     )
+    int8: bool = Field(
+        default=False,
+        description="matrices of the blocks are rounded to 8-bit integers as they load, and multiplied so",
+    )
     offload: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="blocks of the transformer are streamed: auto, if a clip does not fit otherwise; on; off",
@@ -56,6 +60,19 @@ class Settings(BaseSettings):
     compile: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="passes between matrix products are compiled: auto, on a GPU for clips that it pays for; on; off",
+    )
+    parallel: str = Field(
+        default="auto",
+        description="how processes that make one clip together share it: auto, or such as cfg=2,ulysses=4,ring=1",
+    )
+    group: int = Field(
+        default=1, ge=1, le=64, description="so many GPUs of one machine, or processes, make each clip together"
+    )
+    prompt_cache_mb: int = Field(
+        default=256, ge=0, description="features of prompts are kept in `data`, at most so much; 0: they are not"
+    )
+    vae_precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="what frames are decoded in; auto: bfloat16 on a GPU, else float32"
     )
 
     host: str = Field(default="127.0.0.1", description="address that `broll serve` listens on")
@@ -133,6 +150,15 @@ class Settings(BaseSettings):
         return (
             [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
         )
+
+    @model_validator(mode="after")
+    def _int8_stays(self) -> "Settings":
+        """What is rounded as it loads cannot come again with every step."""
+        if self.int8 and self.offload == "on":
+            raise BadOption("int8 and offload on exclude each other: blocks are streamed as their file has them")
+        if self.int8:
+            self.offload = "off"
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -78,6 +78,9 @@ class VideoSpec(BaseModel):
     fps: Annotated[int | None, Field(ge=1, le=120)] = None
     steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     guidance: Annotated[float | None, Field(ge=1, le=50)] = None  # 1: no guidance
+    guidance_until: Annotated[float | None, Field(gt=0, le=1)] = (
+        None  # share of the steps; then in every second
+    )
     shift: Annotated[float | None, Field(gt=0, le=100)] = None
     sampler: Literal["unipc", "dpm++", "euler"] | None = None
     grid: Literal["official", "diffusers", "distilled"] | None = None
@@ -95,6 +98,11 @@ class VideoSpec(BaseModel):
     )
     takes: Annotated[int | None, Field(ge=1, le=MAX_TAKES)] = None  # so many seeds, one kept
     pick: Pick | None = None  # by what the take to keep is chosen
+
+    @property
+    def guided(self) -> int:
+        """Of a resolved spec: in how many steps the negative prompt is run."""
+        return guided_steps(self.steps or 0, self.guidance or 1, self.guidance_until)
 
     @property
     def student(self) -> LoraUse | None:
@@ -118,6 +126,12 @@ class VideoSpec(BaseModel):
         if len(prompt) > MAX_PROMPT:
             raise BadPrompt(f"the prompt has {len(prompt)} characters; at most {MAX_PROMPT} are possible")
         return prompt
+
+
+def guided_steps(steps: int, guidance: float, until: float | None) -> int:
+    """Those that run the negative prompt: the first ones, then every second; without guidance none."""
+    first = max(1, round(steps * (1 if until is None else until)))
+    return 0 if guidance == 1 else first + (steps - first) // 2
 
 
 def parse(**fields: object) -> VideoSpec:

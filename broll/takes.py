@@ -28,7 +28,7 @@ from broll.spec import MAX_SEED, VideoSpec
 
 if TYPE_CHECKING:
     from broll.engine.load import Parts
-    from broll.engine.pipeline import Frames, Warned
+    from broll.engine.pipeline import Decoded, Frames, Warned
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
@@ -103,7 +103,7 @@ def check(spec: VideoSpec) -> None:
 def make(
     spec: VideoSpec, parts: "Parts", out: Path, *, format: str, pictures: Sequence[wiring.Picture] = (),
     resume: "Snapshot | None" = None, coach: Report | None = None,
-) -> "Iterator[Take | Step | Frames | Warned | Clip]":  # fmt: skip
+) -> "Iterator[Take | Step | Frames | Decoded | Warned | Clip]":  # fmt: skip
     """As `make_clip`, for any number of takes; the last event is the clip that is kept."""
     series = begun(resume) if resume is not None else Series(spec)
     with tempfile.TemporaryDirectory(prefix=".broll-", dir=out.parent) as name:
@@ -127,7 +127,7 @@ def make(
 
 def one(
     spec: VideoSpec, path: Path, *, parts: "Parts", format: str, **options: Any
-) -> "Generator[Step | Frames | Warned, None, Clip]":
+) -> "Generator[Step | Frames | Decoded | Warned, None, Clip]":
     """A single take; hands back its Clip."""
     made: Clip | None = None
     for event in make_clip(spec, parts, path, format=format, **options):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from broll import group
 from broll.catalog import Installed, device, free_main_memory
 from broll.engine.config import ModelConfig
 from broll.errors import (
@@ -34,11 +35,15 @@ if TYPE_CHECKING:
 
     from broll.engine.load import Parts, Precision
     from broll.engine.lora import Entry
+    from broll.engine.mesh import Team
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
+    from broll.engine.text_encoder import Kept
 
 WHOLE_FILE = 200_000_000  # bytes; above it a digest looks at the ends only
+LARGE = 1024  # width of a transformer; nano's is 256
 PINNABLE = 0.8  # of the main memory that is free: pinned, it is nobody else's
+OWN = {"model", "config", "merge", "kept", "team"}  # of what a model is loaded with: not for other processes
 MAX_PICTURE = 200_000_000  # bytes of a picture's file
 
 
@@ -55,15 +60,23 @@ def describe(model: Installed) -> ModelConfig:
         raise BadCheckpoint(f"{model.folder} has a configuration that cannot be read: {error}") from error
 
 
-def precision(config: ModelConfig, where: "torch.device") -> "Precision":
-    """bf16 where it is fast and the model large; on a CPU nano stays fp32, and so reproducible."""
+def precision(
+    config: ModelConfig, where: "torch.device", vae: str = "auto", *, int8: bool = False
+) -> "Precision":
+    """bf16 where it is fast and the model large; on a CPU nano stays fp32, and so reproducible.
+
+    A large model that is computed in fp32 keeps its 16-bit matrices as they are. `vae`: what frames are decoded in;
+    auto is bf16 on a GPU (docs/engine/vae.md).
+    """
     import torch
 
     from broll.engine.load import Precision
 
-    if where.type == "cpu" and (config.transformer.dim < 1024 or not fast_bf16()):
-        return Precision()
-    return Precision(linears=torch.bfloat16, text=torch.bfloat16)
+    low = vae == "bfloat16" or (vae == "auto" and where.type == "cuda")
+    decoder = torch.bfloat16 if low else None
+    if where.type == "cpu" and (config.transformer.dim < LARGE or not fast_bf16()):
+        return Precision(halves=config.transformer.dim >= LARGE, decoder=decoder, int8=int8)
+    return Precision(linears=torch.bfloat16, text=torch.bfloat16, decoder=decoder, int8=int8)
 
 
 def fast_bf16() -> bool:
@@ -92,18 +105,29 @@ def load(
     *,
     merge: "Sequence[Entry]" = (),
     native_fp8: bool = False,
+    int8: bool = False,
     prompts: Sequence[str] = (),
+    text_first: bool = False,
+    kept: "Kept | None" = None,
     streamed: bool = False,
     attention: str = "auto",
     compile: str = "auto",
+    vae_precision: str = "auto",
+    team: "Team | None" = None,
 ) -> "Parts":
-    """`merge` goes into the weights; `native_fp8` multiplies weights in fp8 as they are, where the device can;
-    with `prompts`, these are encoded first and the text encoder is let go; `streamed`: so are the transformer's blocks.
+    """`merge` goes into the weights; `native_fp8` multiplies weights in fp8 as they are, where the device can, and
+    `int8` rounds others to integers. `prompts`: all that will be asked for, if that is known. If `kept` has their
+    features, the text encoder is not read;
+    `text_first`: else they are encoded first, and it is let go. `streamed`: the transformer's blocks come as they run.
+    `team`: the processes that all do so; what is kept of prompts may differ between them, so they look nothing up.
     """
+    given = dict(locals())
     from broll.engine import load as engine
 
+    if team is not None and not merge:
+        group.tell(team, group.Load(model, {name: given[name] for name in given.keys() - OWN}))
     where = device()
-    how = replace(precision(config, where), native_fp8=native_fp8)
+    how = replace(precision(config, where, vae_precision, int8=int8), native_fp8=native_fp8)
     return engine.load(
         model.folder,
         model.name,
@@ -112,11 +136,37 @@ def load(
         digests=digests(model.folder),
         merge=merge,
         prompts=prompts,
+        text_first=text_first,
+        kept=kept if team is None else None,
         streamed=streamed,
         pinnable=round(PINNABLE * free_main_memory()) if streamed else 0,
         attention=attention,
         compile=compile,
+        team=team,
     )
+
+
+def with_previews(parts: "Parts", model: Installed) -> "Parts":
+    """And with the tiny decoder for previews that lies beside the model, if one does."""
+    from broll.engine import sources, tiny_decoder
+
+    path = sources.preview_file(model.folder)
+    if path is None:
+        return parts
+    return replace(parts, tiny=tiny_decoder.load(path, parts.config.vae.z_dim, parts.device))
+
+
+def tiled(parts: "Parts", count: int) -> "Parts":
+    """The same model, decoding in so many tiles. Its autoencoder is changed in place. In a team it decodes in strips,
+    which take as little memory.
+    """
+    from broll.engine import tiles
+
+    if parts.team is not None:
+        return parts
+    tiles.use(parts.vae, count)
+    others = tuple(lever for lever in parts.levers if lever != tiles.LEVER)
+    return replace(parts, levers=others + (tiles.LEVER,) * (count > 1))
 
 
 def check_attention(name: str, config: ModelConfig) -> None:

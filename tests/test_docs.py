@@ -46,9 +46,16 @@ def family(kind: type[errors.BrollError]) -> set[type[errors.BrollError]]:
 
 
 def leaves(commands: dict) -> list:
+    """Whatever can be run: commands, and those groups that do something by themselves."""
     return [
-        leaf for c in commands.values() for leaf in (leaves(c.commands) if hasattr(c, "commands") else [c])
+        leaf
+        for c in commands.values()
+        for leaf in leaves(getattr(c, "commands", {})) + [c] * (not hasattr(c, "commands") or runs_alone(c))
     ]
+
+
+def runs_alone(command) -> bool:
+    return bool(getattr(command, "invoke_without_command", False))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -74,7 +81,8 @@ def test_every_error_code_is_documented_with_its_exit_status():
 
 def test_every_command_is_documented():
     for name, command in COMMANDS.items():
-        for path in [f"{name} {child}" for child in getattr(command, "commands", {})] or [name]:
+        children = [f"{name} {child}" for child in getattr(command, "commands", {})]
+        for path in children + [name] * (not children or runs_alone(command)):
             assert f"## broll {path}\n" in CLI
 
 

@@ -71,10 +71,10 @@ def test_a_clip_that_fits_switches_nothing_on():
 
 
 def test_the_text_encoder_is_let_go_when_that_makes_it_fit():
-    made, _ = on("L40S", "wan2.1-t2v-14b", width=832, height=480)
+    made, _ = on("L40S", "wan2.1-t2v-14b")
     assert [lever.name for lever in made.on] == ["text_first"]
     assert made.fits
-    without, _ = on("H100", "wan2.1-t2v-14b", width=832, height=480)
+    without, _ = on("H100", "wan2.1-t2v-14b")
     assert without.estimate.memory_bytes > 45e9 > made.estimate.memory_bytes
 
 
@@ -123,6 +123,40 @@ def test_blocks_are_streamed_when_asked_for_and_then_the_bus_may_be_the_slower()
     assert plain.estimate.memory_bytes - made.estimate.memory_bytes == matrices - matrices // 20
     long, _ = on("H100", "wan2.1-t2v-14b", "on")
     assert long.denoise_s == pytest.approx(on("H100", "wan2.1-t2v-14b")[0].denoise_s)
+
+
+def test_a_14b_clip_at_720p_runs_in_twelve_gigabytes():
+    """With the text encoder let go and blocks streamed; decoded in fp32, also in tiles. Every stage fits."""
+    config = PUBLISHED["wan2.1-t2v-14b"]
+    spec = plan.whole(parse(model=config.name, prompt="a lake"), config)
+    assert (spec.width, spec.height, spec.frames) == (1280, 720, 81)
+    target = dataclasses.replace(plan.published(cards.find("RTX 4090"), config), memory=12e9)
+    for decoder, names, tiles in ((torch.bfloat16, [], 1), (None, ["vae_tiling"], 4)):
+        how = dataclasses.replace(target.precision, decoder=decoder)
+        made = plan.make(spec, config, dataclasses.replace(target, precision=how))
+        assert made.fits
+        assert [lever.name for lever in made.on] == ["text_first", "block_streaming", *names]
+        assert made.tiles == tiles
+        for stage in made.estimate.stages:
+            assert made.estimate.base + stage.peak_bytes <= 12e9, stage.name
+
+
+def test_decoding_is_tiled_when_it_is_what_does_not_fit_and_no_finer_than_needed():
+    made, config = on("H100", "wan2.1-t2v-1.3b", width=1024, height=704, frames=21)
+    cost = made.estimate
+    assert max(cost.stages, key=lambda stage: stage.peak_bytes).name == "decode"
+    counts = []
+    for share in (1.0, 0.8, 0.6):
+        weights = cost.base + cost.weight_bytes
+        memory = weights + share * cost.stage("decode").working
+        target = dataclasses.replace(made.target, memory=memory)
+        smaller = plan.make(made.spec, config, target, can=plan.tilings())
+        assert smaller.fits
+        assert all(lever.name == "vae_tiling" for lever in smaller.on)
+        assert len(smaller.on) <= 1
+        counts.append(smaller.tiles)
+    assert counts[0] == 1 < counts[1] <= counts[2]
+    assert smaller.estimate.stage("decode").operations.total > cost.stage("decode").operations.total
 
 
 def test_what_fits_nowhere_is_said_so():
@@ -188,7 +222,7 @@ def test_a_clip_is_the_same_when_the_text_encoder_was_let_go(place):
     config = wiring.describe(model)
     spec = plan.whole(parse(model="tiny", prompt="a lake", seed=3), config)
     whole = wiring.load(model, config)
-    freed = wiring.load(model, config, prompts=plan.prompts(spec))
+    freed = wiring.load(model, config, prompts=plan.prompts(spec), text_first=True)
     assert isinstance(freed.text, RememberedText)
     frames = [
         torch.cat([e.frames for e in pipeline.generate(spec, parts) if isinstance(e, pipeline.Frames)], dim=1)
@@ -197,5 +231,49 @@ def test_a_clip_is_the_same_when_the_text_encoder_was_let_go(place):
     assert torch.equal(*frames)
 
 
+def test_frames_are_the_same_in_tiles_and_the_record_says_so(place):
+    from broll.engine import pipeline
+
+    model = catalog.find(Settings(), "tiny")
+    config = wiring.describe(model)
+    spec = plan.whole(parse(model="tiny", prompt="a lake", seed=3, width=64, height=64), config)
+    parts = wiring.load(model, config)
+    tiled = wiring.tiled(parts, 1)
+    assert tiled.levers == ()
+    whole = [e.frames for e in pipeline.generate(spec, tiled) if isinstance(e, pipeline.Frames)]
+    tiled = wiring.tiled(parts, 2)
+    assert tiled.levers == ("vae_tiling",)
+    events = list(pipeline.generate(spec, tiled))
+    frames = [e.frames for e in events if isinstance(e, pipeline.Frames)]
+    torch.testing.assert_close(torch.cat(frames, dim=1), torch.cat(whole, dim=1), atol=1e-6, rtol=0)
+    told = [(e.done, e.total) for e in events if isinstance(e, pipeline.Decoded)]
+    assert told == [(i + 1, 6) for i in range(6)]
+    assert wiring.tiled(tiled, 1).levers == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_a_cpu", "on_a_gpu"),
+    [("auto", None, torch.bfloat16), ("float32", None, None), ("bfloat16", torch.bfloat16, torch.bfloat16)],
+)
+def test_what_frames_are_decoded_in_can_be_said(place, asked, on_a_cpu, on_a_gpu):
+    config = wiring.describe(catalog.find(Settings(), "tiny"))
+    devices = torch.device("cpu"), torch.device("cuda")
+    assert tuple(wiring.precision(config, where, asked).decoder for where in devices) == (on_a_cpu, on_a_gpu)
+    assert plan.on_a_gpu(asked).decoder == on_a_gpu
+
+
+def test_a_model_is_loaded_as_was_said_and_the_record_says_so(place):
+    from broll.engine import snapshot
+
+    model = catalog.find(Settings(), "tiny")
+    config = wiring.describe(model)
+    parts = [wiring.load(model, config, vae_precision=asked) for asked in ("auto", "bfloat16")]
+    assert [one.vae.decoder_dtype for one in parts] == [torch.float32, torch.bfloat16]
+    assert [snapshot.conditions(one)["vae"] for one in parts] == [
+        "torch.float32", "torch.float32, decoder torch.bfloat16",
+    ]  # fmt: skip
+
+
 def test_precision_is_that_of_the_device_that_is_planned_for():
-    assert on("H100", "wan2.1-t2v-1.3b")[0].target.precision == Precision(torch.bfloat16, torch.bfloat16)
+    low = torch.bfloat16
+    assert on("H100", "wan2.1-t2v-1.3b")[0].target.precision == Precision(low, low, decoder=low)

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from broll import catalog, loras, wiring
 from broll.engine import pipeline
-from broll.events import Clip, Failed, Work
+from broll.events import Clip, Failed, Preview, Progress, Work
 from broll.renderer import Flag, Renderer
 from broll.settings import Settings
 from broll.spec import parse
@@ -145,6 +146,61 @@ def test_blocks_are_streamed_where_the_device_is_too_small_or_it_is_asked_for(de
         streamed = bool(change) and change.get("offload") != "off"
         assert renderer._warm.parts.levers == ("block_streaming",) * streamed
     assert len(set(made.values())) == 1
+
+
+def told(renderer, model, **fields):
+    """All events of a job."""
+    config = wiring.describe(catalog.find(renderer.settings, model))
+    spec = pipeline.resolve(parse(model=model, prompt="a lake", seed=1, **fields), config)
+    return list(renderer.run(Work("job", model, spec.model_dump_json(exclude_none=True)), Flag()))
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A model that makes clips as large as 512x256, which its decoder needs far more memory for than all else."""
+    folder = checkpoints.diffusers_folder(tmp_path / "models" / "tiny")
+    checkpoints.write_json(
+        folder / "broll.json", {"defaults": checkpoints.DEFAULTS | {"max_area": 512 * 256}}
+    )
+    return Settings(models=tmp_path / "models", data=tmp_path / "data", threads=1)
+
+
+def test_a_warm_model_decodes_in_tiles_where_a_clip_needs_it_and_only_then(wide):
+    from broll import plan
+
+    found = catalog.find(wide, "tiny")
+    config, large = wiring.describe(found), {"width": 512, "height": 256}
+    spec = pipeline.resolve(parse(model="tiny", prompt="a lake", **large), config)
+    need = plan.estimate(
+        spec, config, wiring.precision(config, torch.device("cpu")), None, "cpu"
+    ).memory_bytes
+    renderer = Renderer(wide.model_copy(update={"memory_mb": need // 10**6 - 1}))
+    events = told(renderer, "tiny", **large)
+    tiled = next(json.loads(event.record) for event in events if isinstance(event, Clip))
+    assert tiled["levers"] == ["vae_tiling"]
+    steps = [event for event in events if isinstance(event, Progress) and event.stage == "decode"]
+    assert [event.percent for event in steps] == sorted(event.percent for event in steps)
+    assert steps[0].done < 9 == steps[-1].done
+    small = next(json.loads(event.record) for event in told(renderer, "tiny") if isinstance(event, Clip))
+    assert small["levers"] == []
+    whole = latents(told(Renderer(wide), "tiny", **large)[-1])
+    assert whole == tiled["latents_sha256"]
+
+
+def test_previews_are_sharper_with_a_tiny_decoder_and_the_clip_is_the_same(tmp_path):
+    from tests.engine.test_tiny_decoder import weights
+
+    seen = {}
+    for name in ("plain", "with"):
+        folder = checkpoints.diffusers_folder(tmp_path / name / "tiny")
+        if name == "with":
+            save_file(weights(), folder / "taew2_1.safetensors")
+        renderer = Renderer(Settings(models=tmp_path / name, data=tmp_path / "data", threads=1))
+        events = told(renderer, "tiny")
+        pictures = [event.webp for event in events if isinstance(event, Preview)]
+        seen[name] = pictures[0], latents(events[-1])
+    assert seen["plain"][1] == seen["with"][1]
+    assert seen["plain"][0] != seen["with"][0]
 
 
 def test_a_larger_clip_makes_a_warm_model_stream_and_it_stays_so(deep):

@@ -103,7 +103,14 @@ def test_who_says_how_the_clip_is_stepped_gets_steps_that_are_skipped(broll, ste
 
 
 @pytest.mark.parametrize(
-    "fields", [{"steps": 3}, {"guidance": 5.0}, {"step_cache": "magcache"}, {"quality": "best"}]
+    "fields",
+    [
+        {"steps": 3},
+        {"guidance": 5.0},
+        {"guidance_until": 0.5},
+        {"step_cache": "magcache"},
+        {"quality": "best"},
+    ],
 )
 def test_there_is_no_student_where_steps_or_guidance_are_asked_for(folder, fields):
     asked = parse(**{"model": "small", "prompt": "a lake", "quality": "draft"} | fields)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from broll.cli.request import Job, Options
     from broll.clips import Clip
     from broll.engine.load import Parts
+    from broll.group import Lead
     from broll.plan import Plan
     from broll.settings import Settings
 
@@ -53,6 +54,12 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=How)] = None,
     guidance: Annotated[
         float | None, typer.Option(help="How strictly the prompt is followed; 1 is off.", rich_help_panel=How)
+    ] = None,
+    guidance_until: Annotated[
+        float | None,
+        typer.Option(
+            help="After that share of the steps, guidance is computed in every second.", rich_help_panel=How
+        ),
     ] = None,
     shift: Annotated[
         float | None, typer.Option(help="More steps at high noise, for motion.", rich_help_panel=How)
@@ -86,6 +93,10 @@ def generate(
     compile: Annotated[
         str | None,
         typer.Option(help="Compile what lies between products: auto, on or off.", rich_help_panel=How),
+    ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help="Under torchrun: auto, or such as cfg=2,ulysses=4,ring=1.", rich_help_panel=How),
     ] = None,
     preprocessing: Annotated[
         str | None, typer.Option(help="Of pictures: official or diffusers.", rich_help_panel=How)
@@ -151,20 +162,26 @@ def generate(
 ) -> None:
     """Make a clip from a prompt."""
     typed = dict(locals())  # exactly the options, under the names of `Options`, and where
+    from broll import group
     from broll.cli import remote
-    from broll.cli.request import Options
+    from broll.cli.request import Options, settings_of
 
     del typed["server"], typed["key"]
     if key is not None and server is None:
         raise BadOption("--key is for a server: give --server too")
+    if server is None and group.follows():  # torchrun started it, and another one leads
+        from broll import follower
+
+        raise typer.Exit(follower.serve(settings_of(Options(**typed))))
     with stoppable() as stop:
         if server is not None:
             remote.generate(Options(**typed), server, key, stop)
-        else:
-            run(Options(**typed), stop)
+            return
+        with group.leading() as lead:
+            run(Options(**typed), stop, lead)
 
 
-def run(options: "Options", stop: Stop) -> None:
+def run(options: "Options", stop: Stop, lead: "Lead") -> None:
     begin = time.perf_counter()
     os.environ.setdefault(
         "TRANSFORMERS_VERBOSITY", "error"
@@ -175,7 +192,7 @@ def run(options: "Options", stop: Stop) -> None:
     show = display(quiet=options.quiet)
     try:
         show.stage("starting")
-        job, parts, expected = ready(options, settings_of(options), stop, show)
+        job, parts, expected = ready(options, settings_of(options), stop, show, lead)
     except KeyboardInterrupt:
         again = f"; {options.resume} is as it was" if options.resume else "; nothing was written"
         raise Stopped(f"stopped before the first step{again}", stop.signum or signal.SIGINT) from None
@@ -188,9 +205,11 @@ def run(options: "Options", stop: Stop) -> None:
     finish(options, job, clip, time.perf_counter() - begin)
 
 
-def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display") -> "tuple[Job, Parts, Plan]":
+def ready(
+    options: "Options", settings: "Settings", stop: Stop, show: "Display", lead: "Lead"
+) -> "tuple[Job, Parts, Plan]":
     """The job, announced, and its model, loaded."""
-    from broll import loras, nearest, wiring
+    from broll import features, loras, nearest, wiring
     from broll import plan as plans
     from broll.cli.coaching import announce_coach
     from broll.cli.request import prepare
@@ -201,12 +220,14 @@ def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display")
     merging = options.merge_loras or (may_merge and loras.mergeable(job.model, job.spec))
     expected = plans.make(
         job.spec, job.config, plans.here(job.spec, job.config, settings, job.model),
-        can=() if merging else None, gpu_hour=settings.gpu_hour, offload=settings.offload,
+        can=plans.tilings() if merging else None, gpu_hour=settings.gpu_hour, offload=settings.offload,
     )  # fmt: skip
     if not options.quiet:
         if job.coach is not None and not options.resume:
             announce_coach(job.coach)
         announce(job, expected)
+        if job.together:
+            say(job.together)
     if not expected.fits:
         need, free = gigabytes(expected.estimate.memory_bytes), gigabytes(expected.target.memory)
         say(
@@ -216,16 +237,20 @@ def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display")
         say(nearest.sentence(expected, job.config))
     for picture in job.pictures:
         wiring.keep_picture(settings, picture)
+    team = lead.begin(settings)
     show.stage(f"loading {job.model.name}")
+    prompts = plans.prompts(job.spec)
     if merging:
-        parts, unused = loras.merged(job.model, job.config, job.spec, settings, job.loras)
+        parts, unused = loras.merged(job.model, job.config, job.spec, settings, job.loras, prompts, team)
     else:
-        prompts = plans.prompts(job.spec) if expected.switched_on("text_first") else ()
         whole = wiring.load(
-            job.model, job.config, native_fp8=settings.native_fp8, prompts=prompts, attention=settings.attention,
-            compile=settings.compile, streamed=expected.switched_on(plans.STREAMING),
+            job.model, job.config, native_fp8=settings.native_fp8, int8=settings.int8, prompts=prompts,
+            attention=settings.attention, compile=settings.compile, streamed=expected.switched_on(plans.STREAMING),
+            text_first=expected.switched_on(plans.TEXT_FIRST), kept=features.shelf(settings),
+            vae_precision=settings.vae_precision, team=team,
         )  # fmt: skip
         parts, unused = loras.on(whole, job.spec, settings, job.loras)
+    parts = wiring.tiled(parts, expected.tiles)
     for line in unused:
         say(f"warning: {line}")
     stop.check()
@@ -233,7 +258,7 @@ def ready(options: "Options", settings: "Settings", stop: Stop, show: "Display")
 
 
 def announce(job: "Job", expected: "Plan") -> None:
-    from broll.engine import sparse, step_cache
+    from broll.engine import guidance, sparse, step_cache
     from broll.plan import HOW, STREAMING
 
     spec = job.spec
@@ -253,8 +278,9 @@ def announce(job: "Job", expected: "Plan") -> None:
     memory = gigabytes(expected.estimate.memory_bytes)
     say(f"expected: {duration(seconds)} ({HOW[expected.target.source]}), {memory} of memory -> {job.out}")
     kind = expected.target.kind
-    for told in filter(None, (step_cache.told(spec, job.config), sparse.told(spec, job.config, kind))):
-        say(told)
+    told = guidance.told(spec), step_cache.told(spec, job.config), sparse.told(spec, job.config, kind)
+    for line in filter(None, told):
+        say(line)
     for lever in expected.on:
         asked = lever.name == STREAMING and expected.offload == "on"
         say(f"switched on{'' if asked else ', so that it fits'}: {lever.words}")
@@ -286,7 +312,8 @@ def follow(options: "Options", job: "Job", parts: "Parts", expected: "Plan", sto
         show.close()
     assert watch.clip is not None
     watch.clip.stills.write(job.poster, job.sheet, watch.clip.record.spec.prompt)
-    watch.remember()
+    if parts.team is None:  # what is remembered is the pace of one
+        watch.remember()
     return watch.clip
 
 

@@ -30,6 +30,10 @@ def plan(
     image: Start = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="1 is off, and half the work.")] = None,
+    guidance_until: Annotated[
+        float | None,
+        typer.Option(help="After that share of the steps, guidance is computed in every second."),
+    ] = None,
     takes: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
     quality: Annotated[str | None, typer.Option(help="best, standard or draft.")] = None,
     device: Annotated[
@@ -44,6 +48,7 @@ def plan(
     from broll import cards, nearest
     from broll import plan as plans
     from broll.cli.request import Options, check_together, frames_of, size_of
+    from broll.engine import guidance as guiding
     from broll.engine import step_cache
     from broll.settings import Settings
 
@@ -51,7 +56,7 @@ def plan(
     card = None if device is None else cards.find(device)
     check_together(options)
     given = {"prompt": prompt or PROMPT, "steps": steps, "guidance": guidance, "takes": takes}
-    given |= {"quality": quality}
+    given |= {"quality": quality, "guidance_until": guidance_until}
     given |= size_of(size) | frames_of(options)
     spec, found, config = asked(settings, model, given, image)
     target = (
@@ -63,7 +68,8 @@ def plan(
     if as_json:
         print(json.dumps(made.told() | {"nearest": instead}))
         return
-    print("\n".join(lines(made) + ([skipping] if (skipping := step_cache.told(spec, config)) else [])))
+    told = guiding.told(spec), step_cache.told(spec, config)
+    print("\n".join(lines(made) + [line for line in told if line]))
     if not made.fits:
         print(nearest.sentence(made, config))
 

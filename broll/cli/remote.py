@@ -66,6 +66,8 @@ def check(options: "Options") -> None:
         raise BadOption("--offload is for this machine; a server has the setting offload")
     if options.attention is not None:
         raise BadOption("--attention is for this machine; a server has the setting attention")
+    if options.parallel is not None:
+        raise BadOption("--parallel is for this machine; a server has the setting parallel")
     if options.compile is not None:
         raise BadOption("--compile is for this machine; a server has the setting compile")
     check_together(options)

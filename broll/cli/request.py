@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, clips, coaching, loras, takes, wiring
+from broll import catalog, clips, coaching, group, loras, takes, wiring
 from broll.cli.output import say
 from broll.engine.config import FPS, ModelConfig
 from broll.errors import BadOption, BadPrompt, OutputError
@@ -27,7 +27,7 @@ PLAIN = {
     "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
     "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
     "motion": "motion", "takes": "takes", "pick": "pick", "quality": "quality",
-    "sparsity": "sparsity",
+    "sparsity": "sparsity", "guidance_until": "guidance_until",
     "step_cache": "step_cache",
 }  # fmt: skip
 
@@ -46,6 +46,7 @@ class Options:
     frames: int | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_until: float | None = None
     shift: float | None = None
     sampler: str | None = None
     seed: int | None = None
@@ -62,6 +63,7 @@ class Options:
     offload: str | None = None
     attention: str | None = None
     compile: str | None = None
+    parallel: str | None = None
     motion: str | None = None
     takes: int | None = None
     pick: str | None = None
@@ -95,6 +97,7 @@ class Job:
     coach: Report | None = None
     loras: dict[str, Path] = field(default_factory=dict)  # by digest, where they are if not by their name
     resume: "tuple[Path, Snapshot] | None" = None
+    together: str = ""  # what there is to say of the processes that make it
 
 
 def prepare(options: Options, settings: Settings) -> Job:
@@ -110,7 +113,7 @@ def prepare(options: Options, settings: Settings) -> Job:
         loras.check_merge(job.model, job.spec)
     wiring.check_attention(settings.attention, job.config)
     wiring.prepare_compiler(settings)
-    return job
+    return replace(job, together=group.check(settings, job.spec, job.config))
 
 
 def settings_of(options: Options) -> Settings:
@@ -118,7 +121,7 @@ def settings_of(options: Options) -> Settings:
     for name in ("offload", "compile"):
         if getattr(options, name) not in (None, "auto", "on", "off"):
             raise BadOption(f"--{name} is {getattr(options, name)!r}; possible are auto, on and off")
-    typed = {name: getattr(options, name) for name in ("offload", "attention", "compile")}
+    typed = {name: getattr(options, name) for name in ("offload", "attention", "compile", "parallel")}
     return Settings(**{name: value for name, value in typed.items() if value is not None})
 
 
@@ -132,7 +135,7 @@ def check_together(options: Options) -> None:
         raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
-    free = {"resume", "model", "merge_loras", "offload", "attention", "compile"}
+    free = {"resume", "model", "merge_loras", "offload", "attention", "compile", "parallel"}
     free |= {"out", "format", "force", "poster", "sheet", "as_json", "quiet"}
     for option in fields(options):
         if option.name not in free and getattr(options, option.name) not in (None, False):

@@ -22,19 +22,21 @@ class Watch:
         self._new: Take | None = None
         self.clip: Clip | None = None
         self.times = [time.perf_counter()]  # of the start and of each step
-        self.decoding_s = 0.0
+        self.decoding_s = self.decoded = 0.0
 
     def saw(self, event: Any) -> None:
         from broll.clips import Clip
-        from broll.engine.pipeline import Frames, Warned
+        from broll.engine.pipeline import Decoded, Frames, Warned
         from broll.takes import Take
 
         if isinstance(event, Clip):
             self.clip = event
         elif isinstance(event, Take):
             self._begin(event)
+        elif isinstance(event, Decoded):
+            self._frames(event.done / event.total)
         elif isinstance(event, Frames):
-            self._frames(event.first + event.frames.shape[1])
+            self._frames((event.first + event.frames.shape[1]) / (self.job.spec.frames or 1))
         elif isinstance(event, Warned):
             say(f"warning: {event.text}")
         else:
@@ -42,7 +44,7 @@ class Watch:
 
     def _begin(self, take: "Take") -> None:
         self._new = take
-        self.times, self.decoding_s = [time.perf_counter()], 0.0
+        self.times, self.decoding_s, self.decoded = [time.perf_counter()], 0.0, 0.0
         self.show.stage(self._named("text, first step"))
 
     def _named(self, stage: str) -> str:
@@ -59,12 +61,14 @@ class Watch:
         left = (steps - step.index - 1) * self.step_s() + self.expected.decode_s
         self.show.at(step.index + 1, left)
 
-    def _frames(self, done: int) -> None:
+    def _frames(self, share: float) -> None:
+        """So much of it is decoded. In tiles, frames come when all is."""
         frames = self.job.spec.frames or 1
         if self.decoding_s == 0:
             self.show.stage(self._named("decode"), frames)
+        self.decoded = max(self.decoded, share)
         self.decoding_s = time.perf_counter() - self.times[-1]
-        self.show.at(done, self.decoding_s / done * (frames - done))
+        self.show.at(round(frames * self.decoded), self.decoding_s / self.decoded * (1 - self.decoded))
 
     def step_s(self) -> float:
         """Mean seconds of a step; the first one also reads the prompt, and counts only if it is alone."""

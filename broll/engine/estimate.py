@@ -2,7 +2,8 @@
 
     text       the prompts through umT5, once each, and their keys and values
     image      the pictures through CLIP, and the clip between them through the VAE; VACE: a grey clip; ti2v: one frame
-    denoise    steps * (1 or, with guidance, 2) forwards of the transformer, less those that are skipped (step_cache.py)
+    denoise    a forward of the transformer for each step, and one more for each guided one, less those that are
+               skipped (step_cache.py)
     decode     latents to frames
 
 Operations come from counts.py, bytes from footprint.py. Without a lever every component stays in memory from the first
@@ -12,8 +13,10 @@ stage to the last, as load.py has it; a stage's peak is all of them and what the
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from broll.engine import counts, footprint, shapes, sparse, step_cache
-from broll.engine.config import ModelConfig
+import torch
+
+from broll.engine import counts, footprint, shapes, sparse, step_cache, tiles
+from broll.engine.config import ModelConfig, VAEConfig
 from broll.engine.counts import Operations
 from broll.engine.footprint import Bytes
 from broll.engine.load import Precision
@@ -43,10 +46,29 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """What its cost depends on besides the number of tiles."""
+
+    config: VAEConfig
+    latent: Grid
+    dtype: torch.dtype
+    device: str
+
+    def operations(self, count: int = 1) -> Operations:
+        areas = [] if count == 1 else tiles.areas(self.config, self.latent, count)
+        return counts.decode(self.config, self.latent, areas)
+
+    def working(self, count: int = 1) -> int:
+        size = (self.latent.height, self.latent.width, self.latent.frames)
+        return footprint.decode(self.config, *size, self.dtype, self.device, count)
+
+
+@dataclass(frozen=True)
 class Estimate:
     stages: tuple[Stage, ...]
     base: int  # bytes of the process itself
     held: tuple[tuple[str, int], ...]  # bytes of every component's weights
+    decoding: Decoding
     streamed: tuple[int, int] = (0, 0)  # footprint.streamed of the transformer
 
     @property
@@ -84,6 +106,20 @@ def blocks_streamed(stage: Stage, whole: Estimate) -> Stage:
     return replace(stage, weights=stage.weights - away + rooms, carried=carried)
 
 
+def tiled(count: int) -> Callable[[Stage, Estimate], Stage]:
+    """With frames decoded in so many tiles, if it is decoding that needs most."""
+
+    def change(stage: Stage, whole: Estimate) -> Stage:
+        highest = whole.base + stage.peak_bytes == whole.memory_bytes
+        if stage.name != "decode" or not highest:
+            return stage
+        return replace(
+            stage, working=whole.decoding.working(count), operations=whole.decoding.operations(count)
+        )
+
+    return change
+
+
 def estimate(
     spec: VideoSpec,
     config: ModelConfig,
@@ -115,16 +151,15 @@ def estimate(
     stages = [Stage("text", operations * prompts, total, text, int(reads) * prompts)]
     if seen or c.vace_layers or (pictures and config.task == "ti2v"):
         stages.append(_image(config, pixels, max(1, pictures), total, precision, device))
-    forwards = step_cache.computed(spec, config) * prompts
+    forwards = step_cache.forwards(spec, config)
     working += step_cache.kept_bytes(spec, config, tokens)
     part = sparse.share(spec, config, forwards)
     denoise = counts.forward(c, tokens, known, seen, share=part) * forwards
     stages.append(Stage("denoise", denoise, total, working, weights["transformer"] * forwards))
-    size = (latent.height, latent.width, latent.frames)
-    decoding = footprint.decode(config.vae, *size, precision.vae, device)
-    stages.append(Stage("decode", counts.decode(config.vae, latent), total, decoding, weights["vae"]))
+    decoding = Decoding(config.vae, latent, precision.decodes, device)
+    stages.append(Stage("decode", decoding.operations(), total, decoding.working(), weights["vae"]))
     streamed = footprint.streamed(weights["transformer"], config, precision, device)
-    return Estimate(tuple(stages), BASE.get(device, BASE["cpu"]), tuple(weights.items()), streamed)
+    return Estimate(tuple(stages), BASE.get(device, BASE["cpu"]), tuple(weights.items()), decoding, streamed)
 
 
 def _image(

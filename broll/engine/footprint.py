@@ -11,6 +11,7 @@ Left out: what a library holds inside one operation (but for convolutions on a C
 """
 
 import functools
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +26,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from broll.engine import load, offload, packed, shapes, vace
+from broll.engine import load, offload, outlines, packed, shapes, tiles, vace
 from broll.engine.attention import AttendCall
 from broll.engine.config import ImageConfig, ModelConfig, TextConfig, TransformerConfig, VAEConfig
-from broll.engine.dequantize import KINDS
+from broll.engine.dequantize import EVERY, KINDS
 from broll.engine.formats import Opened
 from broll.engine.image_encoder import clip_vision
 from broll.engine.load import Precision, on_meta
@@ -40,6 +41,8 @@ from broll.engine.vae import VAE
 
 Bytes = Mapping[str, int]  # by component
 
+PLAIN = Precision()  # nothing is kept in another form than it is computed in
+
 # --- weights ----------------------------------------------------------------------------------------------
 
 
@@ -47,24 +50,31 @@ def kept(folder: Path, config: ModelConfig, precision: Precision) -> dict[str, i
     """What each component of this checkpoint takes in memory; only headers are read."""
     needed = ["transformer", "vae", "text_encoder"] + ([] if config.image is None else ["image_encoder"])
     found = sources(folder)
-    return {name: of_opened(found[name].open(), dtypes(precision)[name]) for name in needed if name in found}
+    return {
+        name: of_opened(found[name].open(), dtypes(precision)[name], precision)
+        for name in needed
+        if name in found
+    }
 
 
 def dtypes(precision: Precision) -> dict[str, Callable[[str], torch.dtype]]:
     """What load.py gives each parameter, by component."""
     return {
         "transformer": lambda name: parameter_dtype(name, precision.linears),
-        "vae": lambda name: precision.vae,
+        "vae": precision.of_vae,
         "text_encoder": lambda name: precision.text,
         "image_encoder": lambda name: precision.image,
     }
 
 
-def of_opened(opened: Opened, dtype: Callable[[str], torch.dtype]) -> int:
-    stays = {"transformer": load.stays_in_blocks, "text_encoder": load.stays_in_text}.get(opened.component)
+def of_opened(opened: Opened, dtype: Callable[[str], torch.dtype], how: Precision = PLAIN) -> int:
+    stays, kinds = load.STAYS.get(opened.component), EVERY if how.halves else KINDS
     total = 0
     for name, entry in opened.entries.items():
-        if entry.kind in KINDS and len(entry.shape) == 2 and stays is not None and stays(name):
+        matrix = len(entry.shape) == 2 and stays is not None and stays(name)
+        if matrix and how.int8 and opened.component == "transformer" and entry.kind not in KINDS:
+            total += stored("I8", entry.shape[0] * entry.shape[1])
+        elif matrix and entry.kind in kinds:
             total += stored(entry.kind, entry.shape[0] * entry.shape[1])
         else:
             total += functools.reduce(int.__mul__, entry.shape, 1) * dtype(name).itemsize
@@ -88,12 +98,17 @@ def streamed(held: int, config: ModelConfig, precision: Precision, device: str) 
 
 
 def stored(kind: str, values: int) -> int:
-    return values // KINDS[kind].values * KINDS[kind].bytes
+    return values // EVERY[kind].values * EVERY[kind].bytes
 
 
 @functools.lru_cache(maxsize=64)
 def built(config: ModelConfig, precision: Precision, form: str | None = None) -> Bytes:
-    """The same of a model that is not here; with a form of dequantize.KINDS, as if its matrices were kept in it."""
+    """The same of a model that is not here; with a form of dequantize.EVERY, as if its matrices were kept in it."""
+    forms = {"transformer": form, "text_encoder": form}
+    if form is None and precision.halves:
+        forms = {"transformer": "BF16", "text_encoder": "BF16"}  # as they are published
+    if form is None and precision.int8:
+        forms["transformer"] = "I8"
     image = config.image
     makers: dict[str, Callable[[], nn.Module]] = {
         "transformer": lambda: vace.transformer(config.transformer),
@@ -104,8 +119,7 @@ def built(config: ModelConfig, precision: Precision, form: str | None = None) ->
         makers["image_encoder"] = lambda: clip_vision(image)
     sizes = {}
     for component, make in makers.items():
-        stays = {"transformer": load.stays_in_blocks, "text_encoder": load.stays_in_text}.get(component)
-        total = 0
+        stays, form, total = load.STAYS.get(component), forms.get(component), 0
         for name, parameter in on_meta(make).named_parameters():
             if form is not None and parameter.dim() == 2 and stays is not None and stays(name):
                 total += stored(form, parameter.numel())
@@ -127,8 +141,14 @@ class Alive(TorchDispatchMode):
         self._known: set[int] = set()
         self._workspace = workspace
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled under it, and to say so torch would import its compiler: two seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        outline = outlines.OUTLINES.get(func) if outlines.on_meta_only(args, kwargs or {}) else None
+        out = (outline or func)(*args, **(kwargs or {}))
         given = {_key(x) for x in tree_leaves((args, kwargs or {})) if isinstance(x, Tensor)}
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and _key(tensor) not in given | self._known:
@@ -156,7 +176,7 @@ class FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            return torch.empty_like(args[0])
+            return args[0].new_empty(args[0].shape)
         return func(*args, **(kwargs or {}))
 
 
@@ -179,7 +199,7 @@ def watched(device: str) -> Iterator[Alive]:
 
 def attend(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
     """In place of any kernel: they all hold the result and a block of logits, which is small."""
-    return torch.empty_like(q)
+    return q.new_empty(q.shape)
 
 
 @functools.lru_cache(maxsize=256)
@@ -218,14 +238,25 @@ def largest(held: int, c: TransformerConfig, low: torch.dtype) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def decode(c: VAEConfig, height: int, width: int, frames: int, dtype: torch.dtype, device: str) -> int:
-    """Latents of this height and width to frames; from the third latent on nothing grows any more."""
-    model = on_meta(lambda: VAE(c)).to(dtype)
+def decode(
+    c: VAEConfig, height: int, width: int, frames: int, dtype: torch.dtype, device: str, count: int = 1
+) -> int:
+    """Latents of this height and width to frames. From the third latent on nothing grows any more. In more tiles than
+    one, the first needs most, and of every latent something is kept: what comes of it in the middle, and its frames,
+    which do not count where they wait in main memory.
+    """
+    model, some = tiles.use(on_meta(lambda: VAE(c)).to(dtype), count), min(3, frames)
     with watched(device) as alive:
-        z = torch.empty(1, c.z_dim, min(3, frames), height, width)
-        for _ in model.decode_stream(z):
+        stream = model.decode_stream(torch.empty(1, c.z_dim, some, height, width))
+        for _ in itertools.islice(stream, some):
             pass
-    return alive.most
+    if count == 1:
+        return alive.most
+    middle = model.decoder.conv_in.out_channels * height * width * dtype.itemsize
+    a_frame = 3 * height * width * c.spatial_stride**2 * torch.float32.itemsize
+    shown = shapes.pixel_frames(some), shapes.pixel_frames(frames)
+    waiting = -shown[0] if device == "cuda" else shown[1] - shown[0]
+    return alive.most + (frames - some) * middle + waiting * a_frame
 
 
 @functools.lru_cache(maxsize=256)

@@ -6,12 +6,13 @@
 The second loses the sides of a wide picture; it is here by name for those who compare.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from broll.engine.conditioning import Preprocessing, pixels
 from broll.engine.config import ImageConfig
@@ -20,8 +21,11 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def clip_vision(config: ImageConfig) -> CLIPVisionModel:
-    """A vision tower with these numbers, its weights not yet set."""
+def clip_vision(config: ImageConfig) -> Any:
+    """A CLIPVisionModel with these numbers, its weights not yet set."""
+    with torch.device("cpu"):  # as in text_encoder.py
+        from transformers import CLIPVisionConfig, CLIPVisionModel  # noqa: PLC0415  seconds, and few models have it
+
     return CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=config.hidden_size,
@@ -53,7 +57,7 @@ def preprocess(image: Image.Image, side: int, how: Preprocessing = "official") -
 class ImageEncoder:
     """`encoder(image)` gives [1, 257, 1280] features for one picture."""
 
-    def __init__(self, model: CLIPVisionModel) -> None:
+    def __init__(self, model: Any) -> None:
         self.model = model
 
     def __call__(self, image: Image.Image, how: Preprocessing = "official") -> Float[Tensor, "1 i c"]:

@@ -16,15 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from broll.engine import conditioning, fused, kernels, shapes, sparse, step_cache, vace
+from broll.engine import conditioning, fused, guidance, kernels, parallel, shapes, sparse, step_cache, vace
 from broll.engine.conditioning import Conditioning
 from broll.engine.config import ModelConfig
-from broll.engine.guidance import Forward, guided
+from broll.engine.guidance import Forward
 from broll.engine.load import Parts
+from broll.engine.mesh import Mesh
 from broll.engine.sampler import SAMPLERS, Step
 from broll.engine.schedule import schedule
 from broll.engine.shapes import Grid, Latent
-from broll.engine.text_encoder import clean
 from broll.errors import BadOption, BadPrompt, UnsupportedShape, WrongTask
 from broll.spec import VideoSpec
 
@@ -38,6 +38,14 @@ class Frames:
 
     first: int
     frames: shapes.Frames
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """So much of what comes before the first frame, where frames are decoded in tiles (tiles.py)."""
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,7 @@ def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None
             f"{width}x{height} is too large: {config.name} was trained at {w}x{h} "
             "and makes at most twice that area"
         )
+    guidance.check(full)
     step_cache.check(full, config)
     return full
 
@@ -115,11 +124,15 @@ def noise(grid: Grid, channels: int, seed: int) -> Latent:
     return torch.randn(1, channels, grid.frames, grid.height, grid.width, generator=generator)
 
 
+def prompts(spec: VideoSpec) -> tuple[str, ...]:
+    """What the text encoder is asked for. Without guidance a negative prompt has no effect, however long it is."""
+    return (spec.prompt,) if spec.guidance == 1 else (spec.prompt, spec.negative_prompt or "")
+
+
 def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning:
     """Run the encoders: text; for a picture the VAE and, where the model has it, CLIP."""
-    prompts = [spec.prompt] + ([spec.negative_prompt or ""] if spec.guidance != 1 else [])
     texts = []
-    for prompt in prompts:
+    for prompt in prompts(spec):
         features = parts.text(prompt)
         texts.append(conditioning.collapsed(features, parts.config.transformer.text_len))
     positive, negative = texts[0], texts[1] if len(texts) > 1 else None
@@ -144,8 +157,8 @@ def condition(spec: VideoSpec, parts: Parts, pictures: Pictures) -> Conditioning
 def check_prompt(spec: VideoSpec, parts: Parts) -> None:
     """Refuse a prompt that the text encoder would cut off."""
     limit = parts.config.transformer.text_len
-    for name, prompt in (("prompt", spec.prompt), ("negative prompt", spec.negative_prompt or "")):
-        count = len(parts.text.tokenizer(clean(prompt))["input_ids"])
+    for name, prompt in zip(("prompt", "negative prompt"), prompts(spec), strict=False):
+        count = parts.text.count(prompt)
         if count > limit:
             raise BadPrompt(f"the {name} has {count} tokens; {parts.config.name} reads at most {limit}")
 
@@ -153,7 +166,7 @@ def check_prompt(spec: VideoSpec, parts: Parts) -> None:
 @torch.inference_mode()
 def generate(
     spec: VideoSpec, parts: Parts, pictures: Pictures | None = None, resume: Step | None = None
-) -> Iterator[Step | Frames | Warned]:
+) -> Iterator[Step | Frames | Decoded | Warned]:
     """Yield every step, then the frames. `spec` is resolved; with `resume`, go on after that step."""
     assert spec.width and spec.height and spec.frames and spec.steps and spec.shift and spec.seed is not None
     assert spec.sampler and spec.grid and spec.guidance
@@ -167,24 +180,32 @@ def generate(
 
     if last is None or last.index + 1 < levels.steps:
         given = condition(spec, parts, pictures or {})
-        velocity = guided(*forwards(parts, given, grid, levels.times), spec.guidance)
+        group = parallel.of(spec, parts.config, parts.team, parts.compiler)
+        skips, held = step_cache.of(spec, parts.config, parts.transformer), guidance.held(spec)
+        branches = forwards(parts, given, grid, levels.times)
+        velocity = parallel.guided(group, *branches, spec.guidance, held)
         x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
-        skips = step_cache.of(spec, parts.config, parts.transformer)
-        with step_cache.on(parts.transformer, skips), faster(spec, parts):
+        with step_cache.on(parts.transformer, skips), faster(spec, parts, group):
             for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
-                yield from map(Warned, kernels.news(parts.transformer) + parts.compiler.news())
-                last = as_seen(step, given, resumable=step.index + 1 not in skips)
+                news = kernels.news(parts.transformer) + parts.compiler.news()
+                yield from map(Warned, parallel.together(parts.team, parts.transformer, news))
+                last = as_seen(step, given, resumable=step.index + 1 not in skips | held)
                 yield last
     assert last is not None
     yield from decode(last.x, parts)
 
 
 @contextmanager
-def faster(spec: VideoSpec, parts: Parts) -> Iterator[None]:
-    """Far pairs left out, passes compiled: whatever of it this clip asks for or pays for."""
+def faster(spec: VideoSpec, parts: Parts, group: Mesh | None = None) -> Iterator[None]:
+    """Far pairs left out, passes compiled, tokens cut: whatever of it this clip asks for or pays for."""
     model, compiler = parts.transformer, parts.compiler
-    wanted = fused.wanted(spec, parts.config, compiler)
-    with sparse.on(model, spec, compiler), fused.on(model, compiler, wanted=wanted):
+    wanted = fused.wanted(spec, parts.config, compiler) and (group is None or group.layout.tokens == 1)
+    grid = sparse.grid_of(spec, parts.config)
+    with (
+        sparse.on(model, spec, compiler),
+        fused.on(model, compiler, wanted=wanted),
+        parallel.on(model, group, grid),
+    ):
         yield
 
 
@@ -221,12 +242,16 @@ def as_seen(step: Step, given: Conditioning, *, resumable: bool) -> Step:
     return replace(step, x=x, x0=x0, resumable=resumable)
 
 
-def decode(latent: Latent, parts: Parts) -> Iterator[Frames]:
+def decode(latent: Latent, parts: Parts) -> Iterator[Frames | Decoded]:
     """Latents to frames, as they come out of the VAE."""
-    first = 0
+    first = before = 0
     for video in parts.vae.decode_stream(latent):
-        yield Frames(first, video[0])
-        first += video.shape[2]
+        if video.shape[2]:
+            yield Frames(first, video[0])
+            first += video.shape[2]
+        else:
+            before += 1
+            yield Decoded(before, parts.vae.passes * latent.shape[2])
 
 
 def on(step: Step, device: torch.device) -> Step:

@@ -24,13 +24,15 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
 
 
 def rotary(grid: Grid, head_dim: int, device: torch.device | str = "cpu") -> Rotary:
-    """The turn of every token of the grid, in the order of tokens: frame, row, column."""
+    """The turn of every token of the grid, in the order of tokens: frame, row, column. Made on the CPU, whatever the
+    default device is: each device has its own last bit of a sine, and on meta a range of numbers imports the compiler.
+    """
     axes = []
     for length, pairs, place in zip(
         (grid.frames, grid.height, grid.width), axis_pairs(head_dim), (0, 1, 2), strict=True
     ):
-        positions = torch.arange(length, dtype=torch.float64)
-        speeds = THETA ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        positions = torch.arange(length, dtype=torch.float64, device="cpu")
+        speeds = THETA ** (-torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
         shape = [1, 1, 1, pairs]
         shape[place] = length
         axes.append(torch.outer(positions, speeds).reshape(shape))

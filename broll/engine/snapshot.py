@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from broll import __version__
-from broll.engine import fused, step_cache
+from broll.engine import fused, parallel, step_cache
 from broll.engine.load import Parts
 from broll.engine.sampler import Step
 from broll.errors import BadSnapshot, OutputError
@@ -41,6 +41,9 @@ def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
     device = parts.device.type
     skipped = "" if spec is None else step_cache.choice(spec, parts.config)
     compiled = "" if spec is None else fused.named(spec, parts.config, parts.compiler)
+    parted = "" if spec is None else parallel.named(spec, parts.config, parts.team)
+    if "ulysses" in parted or "ring" in parted:  # then no blocks are compiled
+        compiled = " ".join(name for name in compiled.split() if name != fused.FEATURE)
     return {
         "device": torch.cuda.get_device_name(parts.device) if device == "cuda" else processor(),
         "machine": platform.machine(),
@@ -48,10 +51,16 @@ def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
         "broll": __version__,
         "threads": str(torch.get_num_threads()) if device == "cpu" else "",
         "linears": str(parts.transformer.compute_dtype),
-        "vae": str(parts.vae.dtype),
+        "vae": decoding(parts),
         "attention": parts.transformer.attend_name,
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
-    } | {name: value for name, value in (("skipped", skipped), ("compiled", compiled)) if value}
+    } | {name: value for name, value in (("skipped", skipped), ("compiled", compiled), ("parallel", parted)) if value}
+
+
+def decoding(parts: Parts) -> str:
+    """The autoencoder's precision, and that of its decoder if it is another."""
+    own, decoder = parts.vae.dtype, parts.vae.decoder_dtype
+    return str(own) if own == decoder else f"{own}, decoder {decoder}"
 
 
 def processor() -> str:

@@ -13,6 +13,7 @@ from broll.jobs.database import now
 from broll.jobs.job import Job
 from broll.jobs.states import State
 from broll.jobs.tables import devices, jobs, timings
+from broll.spec import guided_steps
 
 
 def clip_s(c: Connection, model: str, spec: dict[str, Any]) -> float | None:
@@ -24,7 +25,7 @@ def clip_s(c: Connection, model: str, spec: dict[str, Any]) -> float | None:
     shape = f"{spec['width']}x{spec['height']}x{spec['frames']}"
     best = min(rows, key=lambda row: (row.shape != shape, abs(pixels(row.shape) - size)))
     scale = size / pixels(best.shape)
-    forwards = spec["steps"] * (1 if spec["guidance"] == 1 else 2)
+    forwards = spec["steps"] + guided_steps(spec["steps"], spec["guidance"], spec.get("guidance_until"))
     return float((best.forward_s * forwards + best.decode_s) * scale * (spec.get("takes") or 1))
 
 

@@ -14,6 +14,7 @@ from broll.errors import BrollError, StorageError
 from broll.events import Clip, Event, Preview, Progress, Snapshot, Stage
 from broll.jobs.artifacts import Artifacts
 from broll.jobs.leases import Lease, Leases
+from broll.spec import guided_steps
 
 KINDS = {
     "video": ("mp4", "video/mp4"),
@@ -108,7 +109,8 @@ class Writer:
     def _remember(self, event: Clip) -> None:
         spec = self._job.spec
         if event.steps > 1:
-            forwards = event.steps * (1 if spec["guidance"] == 1 else 2)
+            guided = guided_steps(spec["steps"], spec["guidance"], spec.get("guidance_until"))
+            forwards = event.steps * (1 + guided / spec["steps"])
             shape = f"{spec['width']}x{spec['height']}x{spec['frames']}"
             self._leases.remember(self._job, shape, event.denoise_s / forwards, event.decode_s)
 

@@ -69,6 +69,14 @@ class Generate(Strict):
     fps: Annotated[int | None, Field(ge=1, le=120)] = None
     steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     guidance: Annotated[float | None, Field(ge=1, le=50)] = None
+    guidance_until: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            description="share of the steps after which guidance is computed in every second; 1: never",
+        ),
+    ] = None
     shift: Annotated[float | None, Field(gt=0, le=100)] = None
     sampler: Literal["unipc", "dpm++", "euler"] | None = None
     grid: Literal["official", "diffusers", "distilled"] | None = None

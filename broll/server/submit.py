@@ -31,7 +31,7 @@ REFERENCE = 1280 * 720  # pixels of the clip whose price the settings name
 SPEC_FIELDS = (
     "prompt", "frames", "width", "height", "model", "negative_prompt", "fps", "steps", "guidance", "shift",
     "sampler", "grid", "preprocessing", "seed", "motion", "takes", "pick", "quality", "step_cache", "titles",
-    "loras", "sparsity",
+    "loras", "sparsity", "guidance_until",
 )  # fmt: skip
 
 

@@ -7,13 +7,14 @@ import sys
 import pytest
 import torch
 
-from broll.engine import footprint, load
+from broll.engine import footprint, load, outlines
 from broll.engine.config import PUBLISHED, VAEConfig
 from broll.engine.estimate import estimate, text_freed
 from broll.engine.load import Precision
 from broll.engine.pipeline import resolve
 from broll.engine.shapes import Grid
 from broll.engine.sources import sources
+from broll.engine.text_encoder import umt5
 from broll.spec import Artifact, parse
 from tests import checkpoints
 
@@ -160,6 +161,40 @@ def test_a_forward_needs_as_many_bytes_a_token_as_its_tensors_have():
 def test_an_estimate_of_a_model_that_is_not_here_reads_nothing_and_answers_at_once():
     import time
 
+    umt5(checkpoints.TEXT_NUMBERS)  # imports transformers' models, which takes as long as all the rest
     begin = time.perf_counter()
     cost(PUBLISHED["wan2.1-t2v-14b"], device="cuda")
     assert time.perf_counter() - begin < 5
+
+
+def watched(dtype):
+    """A little of everything that is run on the meta device."""
+    for function in (footprint.forward, footprint.decode, footprint.encode):
+        function.cache_clear()
+    seen = {"i2v": checkpoints.IMAGE_TOKENS}
+    numbers = {task: checkpoints.transformer_numbers(task) for task in ("t2v", "i2v", "vace")}
+    forwards = [
+        footprint.forward(c, Grid(3, 4, 8), 9, seen.get(task, 0), dtype, "cpu") for task, c in numbers.items()
+    ]
+    decoded = footprint.decode(checkpoints.VAE_NUMBERS, 4, 8, 3, dtype, "cpu")
+    return [*forwards, decoded, footprint.encode(checkpoints.PLAIN_VAE_NUMBERS, 64, 64, 9, dtype, "cuda")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outlines_are_those_that_torch_works_out(dtype, monkeypatch):
+    quick = watched(dtype)
+    monkeypatch.setattr(outlines, "OUTLINES", {})
+    assert watched(dtype) == quick
+
+
+def test_nothing_is_imported_to_plan_that_only_computing_needs():
+    """The compiler of torch and transformers take seconds. Its own process: this one has them."""
+    code = (
+        "import sys; from broll.engine import footprint; from broll.engine.shapes import Grid;"
+        "from broll.engine.config import PUBLISHED; import torch; c = PUBLISHED['wan2.1-t2v-1.3b'];"
+        "footprint.forward(c.transformer, Grid(1, 4, 4), 9, 0, torch.bfloat16, 'cpu');"
+        "footprint.decode(c.vae, 4, 4, 3, torch.float32, 'cpu');"
+        "print({'torch._dynamo', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

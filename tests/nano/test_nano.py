@@ -1,6 +1,7 @@
 """The committed weights: small, read by an outside judge, and obedient to the light that is asked for."""
 
 import json
+import random
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ broll_nano = pytest.importorskip("broll_nano")
 
 from diffusers import AutoencoderKLWan, WanPipeline  # noqa: E402
 
+from benchmarks.vae import in_bf16, psnr  # noqa: E402
 from broll import catalog  # noqa: E402
 from broll.engine import lora_facts, lora_files, pipeline  # noqa: E402
 from broll.engine.load import load  # noqa: E402
@@ -17,6 +19,7 @@ from broll.engine.preview import preview  # noqa: E402
 from broll.engine.sampler import Step  # noqa: E402
 from broll.spec import parse  # noqa: E402
 from tests.parity.judge import LIMIT, relative  # noqa: E402
+from training.scenes import render, sample  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,17 @@ def test_the_preview_looks_like_the_clip(parts):
     cells = torch.nn.functional.adaptive_avg_pool2d(first[:, 0], small.shape[:2]).permute(1, 2, 0)
     pair = torch.stack([small.flatten(), cells.flatten()])
     assert torch.corrcoef(pair)[0, 1] > 0.8
+
+
+def test_decoding_in_bf16_is_safe_and_encoding_in_it_is_not_so_near(parts):
+    """What `vae_precision` auto rests on (docs/engine/vae.md, benchmarks/vae.py)."""
+    low = in_bf16(parts.vae)
+    with torch.inference_mode():
+        for number in range(2):
+            scene = sample(random.Random(f"vae/{number}"))
+            clip = render(scene, frames=5, height=160, width=256).transpose(0, 1)[None]
+            z = parts.vae.encode(clip)
+            exact = parts.vae.decode(z)
+            assert psnr(low.decode(z), exact) > 45
+            latent = low.encode(clip)
+            assert 10 * (z.square().mean() / (latent - z).square().mean()).log10() < 45

@@ -226,7 +226,10 @@ def test_no_header_of_ours_can_be_written_by_a_request(hostile, client):
 @pytest.mark.parametrize("value", ["9223372036854775808", "1e400", f"1{'0' * 400}", f"1{'0' * 5000}", "NaN", "Infinity",
                                    "-Infinity", "-1", "true", "[]", "{}", "[" * 1000 + "]" * 1000])  # fmt: skip
 def test_numbers_that_are_none_are_refused_in_every_field(client, value):
-    fields = ("duration", "seconds", "frames", "width", "height", "fps", "steps", "guidance", "shift", "seed")
+    fields = (
+        "duration", "seconds", "frames", "width", "height", "fps", "steps", "guidance", "guidance_until", "shift",
+        "seed",
+    )  # fmt: skip
     asked = [("/v1/video/generate", name, SMALL) for name in fields]
     asked += [("/v1/videos", name, {"prompt": "x"}) for name in ("seconds", "seed", "steps")]
     asked += [("/v1/api-keys", name, {}) for name in ("expires_in_s", "cap")]
