@@ -195,7 +195,11 @@ def clip(
     asked, _ = loras.fitted(parse(model=found.name, prompt=prompt, **artifacts, **fields), settings, {})
     first = pictures["image"].image if "image" in pictures else None
     spec = pipeline.resolve(asked, config, picture=first)
-    whole = wiring.load(found, config, prompts=plans.prompts(spec), kept=features.shelf(settings))
+    whole = wiring.load(
+        found, config, native_fp8=settings.native_fp8, int8=settings.int8, prompts=plans.prompts(spec),
+        kept=features.shelf(settings), attention=settings.attention, compile=settings.compile,
+        vae_precision=settings.vae_precision,
+    )  # fmt: skip
     parts, _ = loras.on(whole, spec, settings)
     *_, made = make_clip(spec, parts, path, format=ending, pictures=tuple(pictures.values()))
     assert isinstance(made, Clip)

@@ -185,7 +185,9 @@ class Lead:
     _over: threading.Event = field(default_factory=threading.Event)
 
     def begin(self, settings: Settings) -> "Team | None":
-        """The team; None if this process works alone."""
+        """The team; None if this process works alone. One that is broken makes nothing more."""
+        if self.broken:
+            raise GroupLost("the processes that make clips together have lost each other; start them again")
         if self.team is None and size(settings) > 1:
             try:
                 self.team = joined(settings) if started() > 1 else self._start(settings)
@@ -275,6 +277,7 @@ def generate(
         if team is None or not team.leads:
             yield from events
             return
+        pipeline.check_prompt(spec, parts)  # refused before the others begin, it costs no group
         asked = isinstance(parts.transformer.stack, Interruptible)
         tell(team, Make(spec, dict(pictures), resume, asked))
         yield from _led(team, events)

@@ -205,9 +205,14 @@ def on(
     The transformer of `parts` is changed in place and stays the caller's; the parts that are given back differ in their
     digests, so that a snapshot knows what it was made with.
     """
-    from broll.engine import lora
+    from broll.engine import lora, lora_fit
 
     stack = _stack(spec, settings, places or {})
+    if parts.team is not None and stack:  # refused before the others are told, it costs no group
+        lora.check(stack)
+        shapes = lora_fit.shapes_of(parts.transformer)
+        for one, _, _ in stack:
+            lora_fit.fit(one, shapes)
     group.tell(parts.team, group.Wear(spec, dict(places or {})))
     with group.alone(parts.team):
         attached = lora.attach(parts.transformer, stack)
@@ -235,11 +240,11 @@ def merged(
 
     check_merge(model, spec)
     stack = _stack(spec, settings, places or {})
-    how = {name: getattr(settings, name) for name in ("attention", "compile", "vae_precision")}
+    how = {name: getattr(settings, name) for name in ("attention", "compile", "vae_precision", "int8")}
     group.tell(team, group.Merge(model, spec, how, dict(places or {})))
     parts = wiring.load(
         model, config, merge=stack, attention=settings.attention, compile=settings.compile, prompts=prompts,
-        kept=features.shelf(settings), vae_precision=settings.vae_precision, team=team,
+        kept=features.shelf(settings), vae_precision=settings.vae_precision, int8=settings.int8, team=team,
     )  # fmt: skip
     shapes = lora_fit.shapes_of(parts.transformer)
     told = [str(unused) for one, _, _ in stack for unused in lora_fit.fit(one, shapes)[1]]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, pace, wiring
+from broll import catalog, group, pace, wiring
 from broll.cards import BUS, Card
 from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import ModelMissing
@@ -53,6 +53,12 @@ def levers() -> tuple[Lever, ...]:
         Lever(STREAMING, "block streaming", estimate.blocks_streamed),
         *tilings(),
     )
+
+
+def possible(settings: Settings, *, merging: bool = False) -> tuple[Lever, ...]:
+    """Those that a clip can have here: LoRAs are merged into what is whole; a group decodes in strips, not tiles."""
+    tiling = () if group.size(settings) > 1 else tilings()
+    return tiling if merging else tuple(lever for lever in levers() if lever.name != TILING or tiling)
 
 
 def tilings() -> tuple[Lever, ...]:
@@ -247,6 +253,8 @@ def tiles(
     from broll.engine import estimate as engine
     from broll.engine import footprint
 
+    if group.size(settings) > 1:
+        return 1
     where = catalog.device()
     how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
     cost = estimate(spec, config, how, footprint.kept(model.folder, config, how), where.type)

@@ -8,11 +8,12 @@ cannot make is refused, naming the longest.
 import io
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from broll import catalog, coaching, loras, pace, takes, wiring
+from broll import catalog, coaching, group, loras, pace, takes, wiring
 from broll import plan as plans
 from broll.engine.config import PUBLISHED, ModelConfig
 from broll.errors import BadOption, ModelMissing, UnknownModel
@@ -105,6 +106,7 @@ class Planner:
         asked, report = coaching.coached(asked, known, wish.mode, model, seen)
         takes.check(asked)
         spec = pipeline.resolve(asked, config, picture=picture)
+        group.check(self._settings, spec, config)
         notes += filter(None, (guidance.told(spec), step_cache.told(spec, config), sparse.told(spec, config)))
         return Plan(spec, self._needs(spec, config) // 10**6, tuple(notes), report)
 
@@ -185,12 +187,14 @@ class Planner:
         if own.offload != "off" and not (own.merge_loras and spec.loras and own.offload != "on"):
             cost = min(cost, cost.changed(blocks_streamed), key=lambda one: one.memory_bytes)
         with self._one:
-            smallest, _ = plans.fitted(cost, 0, plans.tilings())
+            smallest, _ = plans.fitted(cost, 0, plans.possible(own, merging=True))
         return smallest.memory_bytes
 
     def _precision(self, config: ModelConfig, where: "torch.device | None") -> "Precision":
-        asked = self._settings.vae_precision
-        return plans.on_a_gpu(asked) if where is None else wiring.precision(config, where, asked)
+        vae, int8 = self._settings.vae_precision, self._settings.int8
+        if where is None:
+            return replace(plans.on_a_gpu(vae), int8=int8)
+        return wiring.precision(config, where, vae, int8=int8)
 
     def _own(self) -> bool:
         """Whether the devices are this machine's."""

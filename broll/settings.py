@@ -66,10 +66,15 @@ class Settings(BaseSettings):
         description="how processes that make one clip together share it: auto, or such as cfg=2,ulysses=4,ring=1",
     )
     group: int = Field(
-        default=1, ge=1, le=64, description="so many GPUs of one machine, or processes, make each clip together"
+        default=1,
+        ge=1,
+        le=64,
+        description="so many GPUs of one machine, or processes, make each clip together",
     )
     prompt_cache_mb: int = Field(
-        default=256, ge=0, description="features of prompts are kept in `data`, at most so much; 0: they are not"
+        default=256,
+        ge=0,
+        description="features of prompts are kept in `data`, at most so much; 0: they are not",
     )
     vae_precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="what frames are decoded in; auto: bfloat16 on a GPU, else float32"
@@ -155,7 +160,9 @@ class Settings(BaseSettings):
     def _int8_stays(self) -> "Settings":
         """What is rounded as it loads cannot come again with every step."""
         if self.int8 and self.offload == "on":
-            raise BadOption("int8 and offload on exclude each other: blocks are streamed as their file has them")
+            raise BadOption(
+                "int8 and offload on exclude each other: blocks are streamed as their file has them"
+            )
         if self.int8:
             self.offload = "off"
         return self

@@ -128,6 +128,7 @@ def load(
         group.tell(team, group.Load(model, {name: given[name] for name in given.keys() - OWN}))
     where = device()
     how = replace(precision(config, where, vae_precision, int8=int8), native_fp8=native_fp8)
+    sharing = 1 if team is None else team.size  # of main memory: others pin theirs at the same time
     return engine.load(
         model.folder,
         model.name,
@@ -139,7 +140,7 @@ def load(
         text_first=text_first,
         kept=kept if team is None else None,
         streamed=streamed,
-        pinnable=round(PINNABLE * free_main_memory()) if streamed else 0,
+        pinnable=round(PINNABLE * free_main_memory() / sharing) if streamed else 0,
         attention=attention,
         compile=compile,
         team=team,

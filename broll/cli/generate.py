@@ -169,7 +169,9 @@ def generate(
     del typed["server"], typed["key"]
     if key is not None and server is None:
         raise BadOption("--key is for a server: give --server too")
-    if server is None and group.follows():  # torchrun started it, and another one leads
+    if server is not None and group.started() > 1:
+        raise BadOption("--server under torchrun: a server starts its own processes; leave torchrun away")
+    if group.follows():  # torchrun started it, and another one leads
         from broll import follower
 
         raise typer.Exit(follower.serve(settings_of(Options(**typed))))
@@ -209,7 +211,7 @@ def ready(
     options: "Options", settings: "Settings", stop: Stop, show: "Display", lead: "Lead"
 ) -> "tuple[Job, Parts, Plan]":
     """The job, announced, and its model, loaded."""
-    from broll import features, loras, nearest, wiring
+    from broll import features, group, loras, nearest, wiring
     from broll import plan as plans
     from broll.cli.coaching import announce_coach
     from broll.cli.request import prepare
@@ -220,7 +222,7 @@ def ready(
     merging = options.merge_loras or (may_merge and loras.mergeable(job.model, job.spec))
     expected = plans.make(
         job.spec, job.config, plans.here(job.spec, job.config, settings, job.model),
-        can=plans.tilings() if merging else None, gpu_hour=settings.gpu_hour, offload=settings.offload,
+        can=plans.possible(settings, merging=merging), gpu_hour=settings.gpu_hour, offload=settings.offload,
     )  # fmt: skip
     if not options.quiet:
         if job.coach is not None and not options.resume:
@@ -240,16 +242,17 @@ def ready(
     team = lead.begin(settings)
     show.stage(f"loading {job.model.name}")
     prompts = plans.prompts(job.spec)
-    if merging:
-        parts, unused = loras.merged(job.model, job.config, job.spec, settings, job.loras, prompts, team)
-    else:
-        whole = wiring.load(
-            job.model, job.config, native_fp8=settings.native_fp8, int8=settings.int8, prompts=prompts,
-            attention=settings.attention, compile=settings.compile, streamed=expected.switched_on(plans.STREAMING),
-            text_first=expected.switched_on(plans.TEXT_FIRST), kept=features.shelf(settings),
-            vae_precision=settings.vae_precision, team=team,
-        )  # fmt: skip
-        parts, unused = loras.on(whole, job.spec, settings, job.loras)
+    with group.alone(team), group.known():  # stopped here, the others may wait for ever
+        if merging:
+            parts, unused = loras.merged(job.model, job.config, job.spec, settings, job.loras, prompts, team)
+        else:
+            streamed, first = (expected.switched_on(name) for name in (plans.STREAMING, plans.TEXT_FIRST))
+            whole = wiring.load(
+                job.model, job.config, native_fp8=settings.native_fp8, int8=settings.int8, prompts=prompts,
+                attention=settings.attention, compile=settings.compile, streamed=streamed, text_first=first,
+                kept=features.shelf(settings), vae_precision=settings.vae_precision, team=team,
+            )  # fmt: skip
+            parts, unused = loras.on(whole, job.spec, settings, job.loras)
     parts = wiring.tiled(parts, expected.tiles)
     for line in unused:
         say(f"warning: {line}")

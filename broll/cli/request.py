@@ -181,7 +181,7 @@ def fresh(options: Options, settings: Settings) -> Job:
     if idle:
         say(idle)
     if liked:
-        warn_of_other_weights(liked, job)
+        warn_of_other_weights(liked, job, settings)
     return job
 
 
@@ -257,9 +257,10 @@ def pictures_of(options: Options, liked: VideoSpec | None, settings: Settings) -
     return found
 
 
-def warn_of_other_weights(liked: clips.Record, job: Job) -> None:
-    before = {name: digest for name, digest in liked.weights.items() if not name.startswith("lora ")}
-    if before and before != dict(wiring.digests(job.model.folder)):
+def warn_of_other_weights(liked: clips.Record, job: Job, settings: Settings) -> None:
+    known = {name: digest for name, digest in liked.weights.items() if not name.startswith("lora ")}
+    rounded = known.pop("int8", None) is not None
+    if known and (rounded != settings.int8 or known != dict(wiring.digests(job.model.folder))):
         say(f"warning: that clip was made with other weights than the {job.model.name} here; it will differ")
 
 

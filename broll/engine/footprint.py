@@ -85,16 +85,20 @@ def of_opened(opened: Opened, dtype: Callable[[str], torch.dtype], how: Precisio
 def streamed(held: int, config: ModelConfig, precision: Precision, device: str) -> tuple[int, int]:
     """Of a transformer's bytes: those that leave when its blocks are streamed, and the rooms that they pass through."""
     c, low = config.transformer, precision.linears
-    stay = sum(
-        parameter.numel() * parameter_dtype(name, low).itemsize
-        for name, parameter in on_meta(lambda: vace.transformer(c)).named_parameters()
-        if offload.MATRIX.fullmatch(name) is None
-    )
+    stay = numbers = 0
+    for name, parameter in on_meta(lambda: vace.transformer(c)).named_parameters():
+        if offload.MATRIX.fullmatch(name) is None:
+            stay += parameter.numel() * parameter_dtype(name, low).itemsize
+        else:
+            numbers += parameter.numel()
     blocks, away = c.num_layers + len(c.vace_layers), held - stay
+    inside = (
+        numbers * low.itemsize if precision.halves and away > 1.5 * numbers else away
+    )  # halves are cast on the way
     rooms = min(offload.ROOMS, blocks)
     if device == "cpu" and low == torch.bfloat16 and packed.available():
         rooms += 1  # the block that runs is packed beside them
-    return away, math.ceil(away / blocks) * rooms
+    return away, math.ceil(inside / blocks) * rooms
 
 
 def stored(kind: str, values: int) -> int:

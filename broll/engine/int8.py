@@ -111,6 +111,8 @@ def use(model: nn.Module, device: torch.device) -> int:
     for block in [module for module in model.modules() if isinstance(module, Block)] if most else []:
         for parent in list(block.modules()):
             for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear | QuantizedLinear):
+                    child.to(device)  # one by one: all of them, not rounded yet, it may have no room for
                 weight = plain(child)
                 if weight is None or not fits(weight) or lost(weight, most) > LIMIT:
                     continue

@@ -195,24 +195,12 @@ def load(
     words = text(folder, config, device, precision, prompts, known, first=text_first, team=team)
     if text_first:
         gc.collect()  # transformers' modules refer to themselves
-    transformer = on_meta(lambda: vace.transformer(config.transformer))
-    transformer.compute_dtype = precision.linears
-    vae = on_meta(lambda: VAE(config.vae))
-    image = None if config.image is None else on_meta(lambda: clip_vision(config.image or ImageConfig()))
-    low = precision.linears
     away = offload.Away() if streamed else None
-    halves = precision.halves and not merge
-    assign(folder, "transformer", transformer, lambda name: parameter_dtype(name, low), away, halves=halves)
+    transformer = blocks(folder, config, precision, merge, away)
+    vae = on_meta(lambda: VAE(config.vae))
     assign(folder, "vae", vae, precision.of_vae)
-    if image is not None:
-        assign(folder, "image_encoder", image, lambda name: precision.image)
-        # Not in any checkpoint, so it is still on the meta device.
-        image.embeddings.position_ids = torch.arange(image.embeddings.num_positions)[None]
-    if merge:
-        lora.merge(transformer, merge)
+    rounded = int8.use(transformer, device) if precision.int8 else 0
     transformer = offload.move(transformer, device)
-    if precision.int8:
-        digests += int8.rounding(int8.use(transformer, device), device)
     if device.type == "cpu":
         transformer = for_cpu(transformer)
     if away is not None:
@@ -225,13 +213,34 @@ def load(
         text=words,
         transformer=transformer.eval(),
         vae=in_strips(on_device(vae, device).eval(), team),
-        image=None if image is None else ImageEncoder(image.to(device)),
+        image=None if config.image is None else eyes(folder, config.image, device, precision.image),
         device=device,
-        digests=digests,
+        digests=digests + int8.rounding(rounded, device),
         levers=("text_first",) * text_first + ("block_streaming",) * streamed,
         compiler=compiler,
         team=team,
     )
+
+
+def blocks(
+    folder: Path, config: ModelConfig, precision: Precision, merge: Sequence[Entry], away: offload.Away | None
+) -> Transformer:
+    """The transformer as its file has it, with LoRAs in it or without."""
+    low, halves = precision.linears, precision.halves and not merge
+    model = on_meta(lambda: vace.transformer(config.transformer))
+    model.compute_dtype = low
+    assign(folder, "transformer", model, lambda name: parameter_dtype(name, low), away, halves=halves)
+    if merge:
+        lora.merge(model, merge)
+    return model
+
+
+def eyes(folder: Path, config: ImageConfig, device: torch.device, dtype: torch.dtype) -> ImageEncoder:
+    model = on_meta(lambda: clip_vision(config))
+    assign(folder, "image_encoder", model, lambda name: dtype)
+    # Not in any checkpoint, so it is still on the meta device.
+    model.embeddings.position_ids = torch.arange(model.embeddings.num_positions)[None]
+    return ImageEncoder(model.to(device))
 
 
 def in_strips(vae: VAE, team: Team | None) -> VAE:
@@ -305,13 +314,14 @@ def fill(
             stays is not None and stays(name) and quantized.install(module, name, stored, dtype(name), desk)
         )
 
+    def stays_half(name: str) -> bool:
+        return halves and stays is not None and stays(name)
+
+    how: dict[str, Any] = {"source": opened.source, "dtype": dtype, "keep": keep, "halves": stays_half}
     if away is None:
-        weights.assign(
-            module, opened.entries, source=opened.source, dtype=dtype, keep=keep,
-            halves=lambda name: halves and stays is not None and stays(name),
-        )  # fmt: skip
+        weights.assign(module, opened.entries, **how)
         return
-    weights.assign(module, opened.entries, source=opened.source, dtype=dtype, keep=keep, put_off=away)
+    weights.assign(module, opened.entries, put_off=away, **how)
     away.settle(module, opened.source, dtype)
 
 

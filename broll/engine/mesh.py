@@ -12,7 +12,6 @@ is sent is bytes, so that no number changes on the way, whatever its dtype and t
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -247,8 +246,3 @@ class Team:
 def backend(device: str) -> str:
     """For tensors on this device, and for words, which are on the CPU."""
     return "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-
-
-def asked_for() -> int:
-    """How many processes were started to work together (torchrun and its like); 1: none but this."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1

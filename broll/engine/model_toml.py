@@ -80,7 +80,9 @@ def read(folder: Path) -> ModelToml:
     if model is not None and model not in PUBLISHED:
         raise BadCheckpoint(f"{path}: model is {model!r}; possible are {', '.join(PUBLISHED)}")
     places = {"tokenizer": "folder", "preview": "file"}
-    given = {name: _only_place(path, name, kind, value[name]) for name, kind in places.items() if name in value}
+    given = {
+        name: _only_place(path, name, kind, value[name]) for name, kind in places.items() if name in value
+    }
     return ModelToml(
         path=path,
         parts={name: _part(path, name, value[name]) for name in COMPONENTS if name in value},

@@ -103,7 +103,6 @@ def attended(group: Group, rows: list[int], q: Tensor, k: Tensor, v: Tensor) -> 
 
 
 def use(vae: VAE, group: Group) -> VAE:
-    """From now on it decodes in strips; but what memory demands to be decoded in tiles stays so."""
-    if not vae.passes:
-        vae.stream = Strips(vae, group)
+    """From now on it decodes in strips."""
+    vae.stream = Strips(vae, group)
     return vae

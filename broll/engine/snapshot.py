@@ -54,7 +54,11 @@ def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
         "vae": decoding(parts),
         "attention": parts.transformer.attend_name,
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
-    } | {name: value for name, value in (("skipped", skipped), ("compiled", compiled), ("parallel", parted)) if value}
+    } | {
+        name: value
+        for name, value in (("skipped", skipped), ("compiled", compiled), ("parallel", parted))
+        if value
+    }
 
 
 def decoding(parts: Parts) -> str:

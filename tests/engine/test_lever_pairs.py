@@ -56,7 +56,7 @@ LEVERS = (
     Lever("lora merged", "lora", how={"merged": True}, bound=1e-3, like="lora beside"),
     Lever("fp8 weights", "weights", how={"form": "fp8-rows"}),
     Lever("native fp8", "weights", how={"form": "fp8-rows", "native_fp8": True}, bound=0.3, like="fp8 weights"),
-    Lever("int8", "weights", how={"int8": True}, bound=0.3),
+    Lever("int8", "weights", how={"int8": True}, bound=0.1),
     Lever("vae tiling", "tiles", how={"tiles": 2}, bound=1e-3),
 )  # fmt: skip
 NAMED = {lever.name: lever for lever in LEVERS}

@@ -53,7 +53,7 @@ def check_the_rest(results):
         assert all(off == 0 for name, off in attends.items() if "ulysses" in name), attends
         assert all(off < (1e-2 if "bf16" in name else 1e-6) for name, off in attends.items()), attends
         assert all(off < 1e-5 for off in strips.values()), strips
-        assert share < 1
+        assert share < (0.6 if len(results) == 2 else 0.4)
 
 
 def test_two_processes_make_the_clip_of_one(two):
