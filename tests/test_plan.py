@@ -88,6 +88,7 @@ def test_a_clip_that_does_not_fit_is_told_what_does():
     assert "\n" not in said
 
 
+@pytest.mark.slow
 def test_what_is_said_to_fit_fits():
     made, config = on("RTX 5090", "wan2.1-t2v-14b", offload="off")
     assert not made.fits

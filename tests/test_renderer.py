@@ -165,6 +165,7 @@ def wide(tmp_path):
     return Settings(models=tmp_path / "models", data=tmp_path / "data", threads=1)
 
 
+@pytest.mark.slow
 def test_a_warm_model_decodes_in_tiles_where_a_clip_needs_it_and_only_then(wide):
     from broll import plan
 
