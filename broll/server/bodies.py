@@ -13,6 +13,7 @@ from broll.errors import BadOption, BrollError, TooLarge
 from broll.media.pictures import MAX_BYTES
 
 M = TypeVar("M", bound=BaseModel)
+LISTS = ("loras", "titles")  # fields that are no single word or number
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,16 @@ async def _form(request: Request, names: tuple[str, ...]) -> Body:
                     raise BadOption(f"the form has {outer[:100]} twice")
                 fields[outer][inner] = value
             else:
-                fields[name] = value
+                fields[name] = listed(name, value) if name in LISTS else value
     return Body(fields, found)
+
+
+def listed(name: str, text: str) -> Any:
+    """A form has words only: lists come as JSON, as broll's own client sends them."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadOption(f"{name} in the form is not JSON") from None
 
 
 def parsed(kind: type[M], fields: Mapping[str, Any]) -> M:

@@ -252,6 +252,19 @@ def test_a_picture_starts_a_clip_in_every_way_it_can_be_sent(client):
     assert client.get(f"/v1/uploads/{raw.json()['id']}").status_code == 404
 
 
+def test_lists_in_a_form_are_json(client):
+    """As the client sends a LoRA or a title beside a picture."""
+    url, titles, unknown = "/v1/video/estimate", [{"text": "NEWS"}], [{"name": "no-such"}]
+    as_form = client.post(url, data=SMALL | {"titles": json.dumps(titles)})
+    assert as_form.status_code == 200, as_form.text
+    assert as_form.json() == client.post(url, json=SMALL | {"titles": titles}).json()
+    refused = client.post(url, data=SMALL | {"loras": json.dumps(unknown)})
+    assert refused.json()["detail"] == client.post(url, json=SMALL | {"loras": unknown}).json()["detail"]
+    assert "no-such" in refused.json()["detail"]
+    broken = client.post(url, data=SMALL | {"loras": "[{"})
+    assert (broken.status_code, broken.json()["detail"]) == (422, "loras in the form is not JSON")
+
+
 def test_a_link_into_a_private_network_is_not_followed(client):
     for url in ("http://127.0.0.1:1/x.png", "http://169.254.169.254/latest", "file:///etc/passwd"):
         for name in ("image_url", "webhook_url"):
