@@ -160,6 +160,7 @@ def test_decoding_is_tiled_when_it_is_what_does_not_fit_and_no_finer_than_needed
     assert smaller.estimate.stage("decode").operations.total > cost.stage("decode").operations.total
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_said_so():
     made, config = on("RTX 4090", "wan2.1-t2v-14b")
     tiny = dataclasses.replace(made, target=dataclasses.replace(made.target, memory=1e9))

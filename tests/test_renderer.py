@@ -204,6 +204,7 @@ def test_previews_are_sharper_with_a_tiny_decoder_and_the_clip_is_the_same(tmp_p
     assert seen["plain"][0] != seen["with"][0]
 
 
+@pytest.mark.slow
 def test_a_larger_clip_makes_a_warm_model_stream_and_it_stays_so(deep):
     from broll import plan
 

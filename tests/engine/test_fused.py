@@ -175,6 +175,7 @@ def test_a_compiler_that_fails_costs_one_warning_and_no_picture(backend, words, 
     assert clip(broken)[1] == []  # it is not asked again
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 def test_inductor_itself_makes_a_pass_for_any_number_of_tokens(tmp_path, monkeypatch):
     """The one that all models need; the others go through the same compiler in benchmarks/gpu.py."""

@@ -170,6 +170,7 @@ def test_whoever_freezes_in_the_middle_of_a_write_does_not_hold_its_rows_for_lon
     own.store.cancel(own.tenant, job_id)
 
 
+@pytest.mark.parametrize("own", ON_ONE, indirect=True)
 @pytest.mark.parametrize(
     "away_s", [pytest.param(4.0, id="briefly"), pytest.param(20.0, id="for long", marks=pytest.mark.slow)]
 )
