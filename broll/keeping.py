@@ -68,8 +68,8 @@ class Look:
         return self.memory_bytes <= self.free_bytes
 
 
-def look(model: Installed) -> Look:
-    """Opens every part; reads headers, not weights."""
+def look(model: Installed, settings: Settings) -> Look:
+    """Opens every part; reads headers, not weights. Its memory is that of the precision that the settings ask for."""
     from broll.engine import footprint, sources
 
     config, where = wiring.describe(model), catalog.device()
@@ -79,7 +79,8 @@ def look(model: Installed) -> Look:
         source = sources.need(found, component, model.folder)
         opened = source.open()
         parts.append(Part(component, opened.names, source.place, opened.kinds))
-    kept = footprint.kept(model.folder, config, wiring.precision(config, where))
+    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    kept = footprint.kept(model.folder, config, how)
     record = records.read(model.folder)
     return Look(
         model=model,
@@ -236,7 +237,7 @@ def _add_toml(settings: Settings, name: str, parts: Mapping[str, Path], defaults
     except OSError as error:
         raise OutputError(f"cannot write {part}: {error.strerror}") from error
     try:
-        config = look(Installed(name, part, None)).config
+        config = look(Installed(name, part, None), settings).config
         records.write(part, Record(None, {}, config.task))
     except BrollError:
         shutil.rmtree(part)

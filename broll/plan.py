@@ -165,11 +165,13 @@ def here(
     return Target(rates.name_of(where), where.type, memory, how, held, measured, seen)
 
 
-def published(card: Card, config: ModelConfig, model: catalog.Installed | None = None) -> Target:
-    """A card that is not here, by its sheet."""
+def published(
+    card: Card, config: ModelConfig, model: catalog.Installed | None = None, how: "Precision | None" = None
+) -> Target:
+    """A card that is not here, by its sheet; computing as `on_a_gpu` has it."""
     from broll.engine import footprint
 
-    how = on_a_gpu()
+    how = how or on_a_gpu()
     held = None if model is None else footprint.kept(model.folder, config, how)
     return Target(card.name, "cuda", card.memory, how, held, by_sheet(card), guessed=True)
 
@@ -181,13 +183,14 @@ def by_sheet(card: Card) -> "Rates":
     return Rates(fast, fast, card.fp32 * card.share, fast, float(card.bandwidth), BUS)
 
 
-def on_a_gpu(vae: str = "auto") -> "Precision":
+def on_a_gpu(vae: str = "auto", *, int8: bool = False) -> "Precision":
+    """As wiring.precision says of a GPU, without one."""
     import torch
 
     from broll.engine.load import Precision
 
     decoder = None if vae == "float32" else torch.bfloat16
-    return Precision(linears=torch.bfloat16, text=torch.bfloat16, decoder=decoder)
+    return Precision(linears=torch.bfloat16, text=torch.bfloat16, decoder=decoder, int8=int8)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------

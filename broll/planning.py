@@ -8,7 +8,6 @@ cannot make is refused, naming the longest.
 import io
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
@@ -193,7 +192,7 @@ class Planner:
     def _precision(self, config: ModelConfig, where: "torch.device | None") -> "Precision":
         vae, int8 = self._settings.vae_precision, self._settings.int8
         if where is None:
-            return replace(plans.on_a_gpu(vae), int8=int8)
+            return plans.on_a_gpu(vae, int8=int8)
         return wiring.precision(config, where, vae, int8=int8)
 
     def _own(self) -> bool:

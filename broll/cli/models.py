@@ -148,7 +148,7 @@ def show_model(name: Name, as_json: Json = False) -> None:
     if known is not None and known.name not in catalog.installed(settings):
         tell_missing(to_get(known), as_json=as_json)
         return
-    tell(keeping.look(catalog.find(settings, name)), as_json=as_json)
+    tell(keeping.look(catalog.find(settings, name), settings), as_json=as_json)
 
 
 def tell_missing(row: dict[str, Any], *, as_json: bool) -> None:
@@ -257,7 +257,8 @@ def pull_model(
         except KeyboardInterrupt:
             say("stopped; what was downloaded is kept, and the same command goes on with it")
             raise
-    tell(keeping.look(catalog.find(settings, pull.name)), as_json=as_json, more={"already": here})
+    look = keeping.look(catalog.find(settings, pull.name), settings)
+    tell(look, as_json=as_json, more={"already": here})
 
 
 def follow(found: "Iterator[Progress]", *, quiet: bool) -> None:
@@ -299,8 +300,9 @@ def add_model(
 
     given = {"vae": vae, "text_encoder": text_encoder, "image_encoder": image_encoder, "tokenizer": tokenizer}
     parts = {part: path for part, path in given.items() if path is not None}
-    added = keeping.add(Settings(), name, place, parts, defaults_of=defaults_of)
-    tell(keeping.look(added), as_json=as_json)
+    settings = Settings()
+    added = keeping.add(settings, name, place, parts, defaults_of=defaults_of)
+    tell(keeping.look(added, settings), as_json=as_json)
 
 
 @models_app.command("verify")

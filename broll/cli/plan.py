@@ -59,9 +59,11 @@ def plan(
     given |= {"quality": quality, "guidance_until": guidance_until}
     given |= size_of(size) | frames_of(options)
     spec, found, config = asked(settings, model, given, image)
-    target = (
-        plans.here(spec, config, settings, found) if card is None else plans.published(card, config, found)
-    )
+    if card is None:
+        target = plans.here(spec, config, settings, found)
+    else:
+        how = plans.on_a_gpu(settings.vae_precision, int8=settings.int8)
+        target = plans.published(card, config, found, how)
     hour = settings.gpu_hour if gpu_hour is None else gpu_hour
     made = plans.make(spec, config, target, gpu_hour=hour, offload=settings.offload)
     instead = [] if made.fits else nearest.nearest(made, config)

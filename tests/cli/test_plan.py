@@ -27,6 +27,15 @@ def test_a_plan_in_json_has_money_if_an_hour_has_a_price(broll, monkeypatch):
     assert broll("plan", *MODEL, "--json").json["money"] == pytest.approx(told["seconds"], rel=0.9, abs=0.1)
 
 
+@pytest.mark.parametrize("device", [(), ("--device", "4090")])
+def test_weights_that_will_be_rounded_are_planned_so(device, broll, monkeypatch):
+    before = broll("plan", *MODEL, *device, "--json").json["weight_bytes"]
+    shown = broll("models", "show", "tiny", "--json").json["memory_bytes"]
+    monkeypatch.setenv("BROLL_INT8", "1")
+    assert broll("plan", *MODEL, *device, "--json").json["weight_bytes"] < before
+    assert broll("models", "show", "tiny", "--json").json["memory_bytes"] < shown
+
+
 def test_takes_multiply(broll):
     one = broll("plan", *MODEL, "--json").json["seconds"]
     assert broll("plan", *MODEL, "--takes", 4, "--json").json["seconds"] == pytest.approx(4 * one, abs=0.01)

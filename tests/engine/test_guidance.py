@@ -1,6 +1,5 @@
 """Guidance that is computed in a part of the steps: whose forwards are run, and that all bits are those of the twin."""
 
-import dataclasses
 import json
 
 import pytest
@@ -8,25 +7,16 @@ import torch
 
 from broll.cli import app
 from broll.engine import fused, guidance, pipeline, sparse, step_cache
-from broll.engine.config import PUBLISHED, Ratios
+from broll.engine.config import PUBLISHED
 from broll.engine.estimate import estimate
-from broll.engine.load import Precision, load
+from broll.engine.load import Precision
 from broll.engine.pipeline import generate, resolve
 from broll.engine.sampler import SAMPLERS, Step
 from broll.engine.schedule import schedule
 from broll.engine.shapes import Grid
 from broll.errors import BadOption
 from broll.spec import guided_steps, parse
-
-STEPS = 12
-FALLING = Ratios(tuple([1.0] + [0.99] * 11), tuple([1.0] + [0.98] * 11), "made up")
-WAN = PUBLISHED["wan2.1-t2v-1.3b"]
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_models):
-    loaded = load(tiny_models / "tiny", "tiny")
-    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, ratios=FALLING))
+from tests.engine.steps import STEPS, WAN
 
 
 def ask(parts, **fields):

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broll.engine import magnitudes, snapshot, step_cache
-from broll.engine.config import PUBLISHED, Ratios
+from broll.engine.config import PUBLISHED
 from broll.engine.estimate import estimate
 from broll.engine.interrupt import Interruptible
-from broll.engine.load import Precision, describe, load
+from broll.engine.load import Precision, describe
 from broll.engine.pipeline import digest, generate, resolve
 from broll.engine.sampler import Step
 from broll.engine.shapes import Grid
@@ -19,16 +19,7 @@ from broll.engine.step_cache import QUALITY, Dial, StepCache, skipped
 from broll.errors import BadCheckpoint, BadOption
 from broll.spec import LoraUse, parse
 from tests import checkpoints
-
-STEPS = 12
-FALLING = Ratios(tuple([1.0] + [0.99] * 11), tuple([1.0] + [0.98] * 11), "made up")
-WAN = PUBLISHED["wan2.1-t2v-1.3b"]
-
-
-@pytest.fixture(scope="module")
-def parts(tiny_models):
-    loaded = load(tiny_models / "tiny", "tiny")
-    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, ratios=FALLING))
+from tests.engine.steps import FALLING, STEPS, WAN
 
 
 def ask(parts, **fields):
