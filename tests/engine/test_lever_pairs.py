@@ -74,6 +74,13 @@ IDLE = {  # the first changes nothing beside the second, and says so
     ("magcache", "few steps"): "changes nothing: 3 steps are too few",
     ("teacache", "few steps"): "changes nothing: 3 steps are too few",
 }
+# Two that each make a clip of their own have nothing to be compared with, and take the longest.
+CASES = [
+    pytest.param(a, b, marks=pytest.mark.slow)
+    if a.bound is None and b.bound is None and frozenset((a.name, b.name)) not in EXCLUDED
+    else (a, b)
+    for a, b in PAIRS
+]
 
 
 class World:
@@ -152,13 +159,13 @@ def check(world, *levers):
 @pytest.mark.parametrize("lever", LEVERS, ids=lambda lever: lever.name)
 def test_a_lever_alone_makes_the_plain_clip_or_one_of_its_own(lever, world):
     made, told = check(world, lever)
-    if lever.bound is None or lever.like:
+    if lever.bound is None or lever.like or lever.bound > 1e-2:
         assert not torch.equal(made, world.clip()[0])
     assert not any("dropped" in text for text in told)
     assert any("of 9 steps are computed" in text for text in told) == (lever.option == "quality")
 
 
-@pytest.mark.parametrize(("one", "other"), PAIRS, ids=lambda lever: lever.name)
+@pytest.mark.parametrize(("one", "other"), CASES, ids=lambda lever: lever.name)
 def test_a_pair_of_levers_makes_the_clip_of_both_or_says_why_not(one, other, world):
     names = (one.name, other.name)
     if frozenset(names) in EXCLUDED:

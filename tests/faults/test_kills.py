@@ -20,11 +20,10 @@ STAGES = ("encode", "denoise", "decode", "finish", "deliver")
 ESSENTIAL = {
     ("dispatcher", "SIGKILL", "denoise"), ("dispatcher", "SIGSTOP", "denoise"), ("executor", "SIGKILL", "decode"),
 }  # fmt: skip
-ZOMBIE = ("dispatcher", "SIGSTOP", "denoise")  # a death is the same to either database; who comes back is not
 CASES = [
     pytest.param(
         kind, *case, id="-".join((kind, *case)),
-        marks=() if case == ZOMBIE or (case in ESSENTIAL and kind == databases.KINDS[0]) else pytest.mark.slow,
+        marks=() if case in ESSENTIAL and kind == databases.KINDS[0] else pytest.mark.slow,
     )
     for kind in databases.KINDS
     for case in ((w, n, s) for w in ("dispatcher", "executor") for n in ("SIGKILL", "SIGSTOP") for s in STAGES)
