@@ -36,7 +36,7 @@ from broll.engine.pipeline import Frames
 from broll.engine.shapes import Grid
 from broll.engine.vae import VAE, channels_last
 from broll.media.video_file import read_frames
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import parse
 from training.scenes import render, sample
 
@@ -58,7 +58,7 @@ TILED = (24, 40)  # for tiles: 192 x 320
 
 def precision(real: list[Path]) -> Iterator[Row]:
     found = catalog.find(Settings(), "nano")
-    parts = wiring.load(found, wiring.describe(found), vae_precision="float32")
+    parts = wiring.load(found, wiring.describe(found), Loading(vae_precision="float32"))
     low = in_bf16(parts.vae)
     with torch.inference_mode():
         for name, clip in clips(parts, real):

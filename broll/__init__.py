@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 from broll.errors import BrollError
 
 if TYPE_CHECKING:
+    from broll.call import clip
     from broll.spec import VideoSpec
 
     __version__: str
 
-__all__ = ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__"]
+__all__ = ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__", "clip"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,8 @@ def __getattr__(name: str) -> Any:
         return _version()
     if name == "VideoSpec":
         return import_module("broll.spec").VideoSpec
+    if name == "clip":
+        return import_module("broll.call").clip
     if name in ("AsyncClient", "Client"):
         return getattr(import_module("broll.client"), name)
     raise AttributeError(f"module 'broll' has no attribute {name!r}")

@@ -1,8 +1,5 @@
 """A spec to a finished file that says how it was made.
 
-    make_clip   every step, every group of frames as it is written, then the Clip
-    clip        the same in one call, from words
-
 Imports torch and av only when a clip is made; reading what a file says about itself needs av alone.
 """
 # ruff: noqa: PLC0415
@@ -16,12 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broll import __version__, catalog, features, group, loras, wiring
-from broll import plan as plans
+from broll import __version__, group, wiring
 from broll.errors import BadOption, BrollError
 from broll.media.checks import Checks, measure
 from broll.prompts.report import Report
-from broll.settings import Settings
 from broll.spec import MAX_TAKES, VideoSpec
 
 if TYPE_CHECKING:
@@ -167,43 +162,6 @@ def shape(spec: VideoSpec) -> dict[str, int]:
     assert spec.height is not None
     assert spec.fps is not None
     return {"width": spec.width, "height": spec.height, "fps": spec.fps}
-
-
-def clip(
-    prompt: str,
-    out: str | Path,
-    *,
-    model: str | None = None,
-    image: str | Path | None = None,
-    last_image: str | Path | None = None,
-    **fields: Any,
-) -> Clip:
-    """From words to a file in one call; `fields` are the others of VideoSpec. Without a model, the best one here."""
-    from broll.engine import pipeline
-    from broll.media.video_file import check_output
-    from broll.spec import parse
-
-    settings, path = Settings(), Path(out)
-    ending = check_output(path)
-    wiring.use_threads(settings)
-    given = {"image": image, "last_image": last_image}
-    pictures = {name: wiring.read_picture(Path(file)) for name, file in given.items() if file is not None}
-    task = catalog.task_for(pictures)
-    found = catalog.find(settings, model) if model else catalog.best(settings, task)
-    config = wiring.describe(found)
-    artifacts = {name: picture.artifact for name, picture in pictures.items()}
-    asked, _ = loras.fitted(parse(model=found.name, prompt=prompt, **artifacts, **fields), settings, {})
-    first = pictures["image"].image if "image" in pictures else None
-    spec = pipeline.resolve(asked, config, picture=first)
-    whole = wiring.load(
-        found, config, native_fp8=settings.native_fp8, int8=settings.int8, prompts=plans.prompts(spec),
-        kept=features.shelf(settings), attention=settings.attention, compile=settings.compile,
-        vae_precision=settings.vae_precision,
-    )  # fmt: skip
-    parts, _ = loras.on(whole, spec, settings)
-    *_, made = make_clip(spec, parts, path, format=ending, pictures=tuple(pictures.values()))
-    assert isinstance(made, Clip)
-    return made
 
 
 def to_rgb(event: "Frames") -> Any:

@@ -69,9 +69,10 @@ class Follower:
         wiring.use_threads(self._settings)
         if isinstance(order, Load):
             wiring.prepare_compiler(self._settings)
-            return wiring.load(order.model, config, team=self._team, **order.how)
-        settings = self._settings.model_copy(update=order.how)
-        return loras.merged(order.model, config, order.spec, settings, order.places, team=self._team)[0]
+            return wiring.load(order.model, config, order.loading, prompts=order.prompts, team=self._team)
+        return loras.merged(
+            order.model, config, order.spec, self._settings, order.loading, order.places, team=self._team
+        )[0]
 
     def _make(self, order: Make) -> None:
         from broll.engine import pipeline

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from broll import catalog
 from broll.catalog import Installed
 from broll.errors import BadOption, GroupLost
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import VideoSpec
 
 if TYPE_CHECKING:
@@ -51,10 +51,11 @@ SIGNS = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
 
 @dataclass(frozen=True)
 class Load:
-    """wiring.load, with these of its options."""
+    """wiring.load."""
 
     model: Installed
-    how: dict[str, Any]
+    loading: Loading
+    prompts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Merge:
 
     model: Installed
     spec: VideoSpec
-    how: dict[str, str]  # settings of the leader
+    loading: Loading
     places: dict[str, Path]
 
 
@@ -166,6 +167,8 @@ def join(settings: Settings, rank: int, local: int, **how: Any) -> "Team":
     here = os.environ.get("LOCAL_WORLD_SIZE", str(size(settings))) == str(size(settings))
     if here and LOOP.exists():
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOP.name)  # a machine may not know its own name
+    if dist.is_initialized():  # by a group before this one, whose others are gone
+        dist.destroy_process_group()
     dist.init_process_group(mesh.backend(device.type), rank=rank, world_size=size(settings), **how)
     return mesh.Team(device, settings.parallel)
 

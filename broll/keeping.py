@@ -79,7 +79,7 @@ def look(model: Installed, settings: Settings) -> Look:
         source = sources.need(found, component, model.folder)
         opened = source.open()
         parts.append(Part(component, opened.names, source.place, opened.kinds))
-    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    how = wiring.precision(config, where, settings.loading())
     kept = footprint.kept(model.folder, config, how)
     record = records.read(model.folder)
     return Look(

@@ -20,7 +20,7 @@ from broll import catalog, features, group, wiring
 from broll.catalog import Installed
 from broll.engine.config import ModelConfig
 from broll.errors import BadOption, ModelMissing
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import STUDENT, LoraUse, VideoSpec
 
 if TYPE_CHECKING:
@@ -228,24 +228,23 @@ def merged(
     config: ModelConfig,
     spec: VideoSpec,
     settings: Settings,
+    loading: Loading,
     places: Mapping[str, Path] | None = None,
     prompts: Sequence[str] = (),
     team: "Team | None" = None,
 ) -> tuple["Parts", list[str]]:
     """The model loaded with the clip's stack in its weights, for good; and what in the files has no effect.
 
-    `prompts`, `team`: as of wiring.load.
+    `loading`, `prompts`, `team`: as of wiring.load.
     """
     from broll.engine import lora_fit
 
     check_merge(model, spec)
     stack = _stack(spec, settings, places or {})
-    how = {name: getattr(settings, name) for name in ("attention", "compile", "vae_precision", "int8")}
-    group.tell(team, group.Merge(model, spec, how, dict(places or {})))
+    group.tell(team, group.Merge(model, spec, loading, dict(places or {})))
     parts = wiring.load(
-        model, config, merge=stack, attention=settings.attention, compile=settings.compile, prompts=prompts,
-        kept=features.shelf(settings), vae_precision=settings.vae_precision, int8=settings.int8, team=team,
-    )  # fmt: skip
+        model, config, loading, merge=stack, prompts=prompts, kept=features.shelf(settings), team=team
+    )
     shapes = lora_fit.shapes_of(parts.transformer)
     told = [str(unused) for one, _, _ in stack for unused in lora_fit.fit(one, shapes)[1]]
     names = tuple((f"lora {use.name} {use.weight:g} merged", use.sha256) for use in spec.loras)
@@ -270,6 +269,12 @@ def check_merge(model: Installed, spec: VideoSpec) -> None:
         raise BadOption(
             f"the weights of {model.name} are kept as {odd}, so no LoRA can be merged into them; it can run beside"
         )
+
+
+def merges(model: Installed, spec: VideoSpec, settings: Settings) -> bool:
+    """Whether the settings want this clip's LoRAs in the weights, and they can go there."""
+    may = settings.merge_loras and settings.offload != "on"
+    return may and mergeable(model, spec)
 
 
 def mergeable(model: Installed, spec: VideoSpec) -> bool:

@@ -58,7 +58,7 @@ def measured(
     """From the file, or now: about two seconds. `like`: another size's will do, since what was seen counts most."""
     from broll.engine import rates
 
-    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    how = wiring.precision(config, where, settings.loading())
     machine, name = machine_of(where), shape(config, how, tokens, area)
     known = _rows(settings, machine)
     names = [name, *(other for other in known if like and same_model(other, name))]
@@ -80,7 +80,7 @@ def anew(
     known: rates.Known = {}
     rows: dict[str, Any] = {}
     for config, tokens, area in clips:
-        how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+        how = wiring.precision(config, where, settings.loading())
         found = rates.measure(config, how, where, tokens, area, known)
         rows[shape(config, how, tokens, area)] = asdict(found)
         yield found

@@ -15,7 +15,7 @@ from broll import catalog, group, pace, wiring
 from broll.cards import BUS, Card
 from broll.engine.config import PUBLISHED, ModelConfig, Task
 from broll.errors import ModelMissing
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import Artifact, VideoSpec
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def here(
     from broll.engine import footprint, rates
 
     where = catalog.device()
-    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    how = wiring.precision(config, where, settings.loading())
     held = None if model is None else footprint.kept(model.folder, config, how)
     memory = settings.memory_mb * 10**6 or catalog.free_memory(where)
     seen = pace.seen(settings, config.name)
@@ -171,7 +171,7 @@ def published(
     """A card that is not here, by its sheet; computing as `on_a_gpu` has it."""
     from broll.engine import footprint
 
-    how = how or on_a_gpu()
+    how = how or on_a_gpu(config)
     held = None if model is None else footprint.kept(model.folder, config, how)
     return Target(card.name, "cuda", card.memory, how, held, by_sheet(card), guessed=True)
 
@@ -183,14 +183,11 @@ def by_sheet(card: Card) -> "Rates":
     return Rates(fast, fast, card.fp32 * card.share, fast, float(card.bandwidth), BUS)
 
 
-def on_a_gpu(vae: str = "auto", *, int8: bool = False) -> "Precision":
-    """As wiring.precision says of a GPU, without one."""
+def on_a_gpu(config: ModelConfig, loading: Loading = wiring.AS_IT_IS) -> "Precision":
+    """As it would be there."""
     import torch
 
-    from broll.engine.load import Precision
-
-    decoder = None if vae == "float32" else torch.bfloat16
-    return Precision(linears=torch.bfloat16, text=torch.bfloat16, decoder=decoder, int8=int8)
+    return wiring.precision(config, torch.device("cuda"), loading)
 
 
 # --- the plan ---------------------------------------------------------------------------------------------
@@ -242,7 +239,7 @@ def streams(
     if settings.offload != "auto":
         return settings.offload == "on"
     where = catalog.device()
-    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    how = wiring.precision(config, where, settings.loading())
     cost = estimate(spec, config, how, footprint.kept(model.folder, config, how), where.type)
     smaller = cost.changed(engine.blocks_streamed)
     return memory < cost.memory_bytes > smaller.memory_bytes
@@ -259,7 +256,7 @@ def tiles(
     if group.size(settings) > 1:
         return 1
     where = catalog.device()
-    how = wiring.precision(config, where, settings.vae_precision, int8=settings.int8)
+    how = wiring.precision(config, where, settings.loading())
     cost = estimate(spec, config, how, footprint.kept(model.folder, config, how), where.type)
     cost = cost.changed(engine.blocks_streamed) if streamed else cost
     _, on = fitted(cost, memory, tilings())

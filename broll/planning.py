@@ -190,10 +190,10 @@ class Planner:
         return smallest.memory_bytes
 
     def _precision(self, config: ModelConfig, where: "torch.device | None") -> "Precision":
-        vae, int8 = self._settings.vae_precision, self._settings.int8
+        loading = self._settings.loading()
         if where is None:
-            return plans.on_a_gpu(vae, int8=int8)
-        return wiring.precision(config, where, vae, int8=int8)
+            return plans.on_a_gpu(config, loading)
+        return wiring.precision(config, where, loading)
 
     def _own(self) -> bool:
         """Whether the devices are this machine's."""

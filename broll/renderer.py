@@ -117,17 +117,16 @@ class Renderer:
 
     def _ready(self, name: str, spec: VideoSpec) -> "tuple[ModelConfig, Parts]":
         """The model, with the clip's LoRAs in it or beside it."""
-        wants: tuple[LoraUse, ...] = ()
-        if self.settings.merge_loras and spec.loras and self.settings.offload != "on":
-            wants = spec.loras if loras.mergeable(catalog.find(self.settings, name), spec) else ()
+        found = catalog.find(self.settings, name)
+        wants = spec.loras if loras.merges(found, spec, self.settings) else ()
         if group.size(self.settings) > 1:
-            group.check(self.settings, spec, wiring.describe(catalog.find(self.settings, name)))
+            group.check(self.settings, spec, wiring.describe(found))
         if self._stale(name, wants, spec):
             self._load(name, wants, spec)
         warm = self._warm
         assert warm is not None
         parts = warm.parts if wants else loras.on(warm.parts, spec, self.settings)[0]
-        found, streamed = catalog.find(self.settings, name), plans.STREAMING in parts.levers
+        streamed = plans.STREAMING in parts.levers
         tiles = plans.tiles(spec, warm.config, self.settings, found, warm.memory, streamed=streamed)
         return warm.config, wiring.tiled(parts, tiles)
 
@@ -150,17 +149,14 @@ class Renderer:
         wiring.prepare_compiler(self.settings)
         team = self._lead.begin(self.settings)
         memory = self.settings.memory_mb * 10**6 or catalog.free_memory(catalog.device())
+        streamed = not wants and plans.streams(spec, config, self.settings, found, memory)
+        loading = self.settings.loading(streamed=streamed)
         with group.alone(team), group.known():
             if wants:
-                parts, _ = loras.merged(found, config, spec, self.settings, team=team)
+                parts, _ = loras.merged(found, config, spec, self.settings, loading, team=team)
             else:
-                own = self.settings
-                streamed = plans.streams(spec, config, own, found, memory)
-                parts = wiring.load(
-                    found, config, native_fp8=own.native_fp8, int8=own.int8, attention=own.attention,
-                    compile=own.compile, streamed=streamed, kept=features.shelf(own), vae_precision=own.vae_precision,
-                    team=team,
-                )  # fmt: skip
+                kept = features.shelf(self.settings)
+                parts = wiring.load(found, config, loading, kept=kept, team=team)
         self._warm = Warm(name, wants, config, wiring.with_previews(parts, found), memory)
 
 

@@ -5,6 +5,7 @@ environment wins; a command's own flag wins over both. A name that is not here i
 """
 
 import os
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,6 +25,19 @@ from broll.errors import BadOption
 CLIENTS = {"BROLL_SERVER", "BROLL_KEY"}  # read by the client and its commands
 Seconds = Annotated[float, Field(gt=0, le=10**9)]
 Network = IPv4Network | IPv6Network
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded: what the settings say of it, and what a plan has switched on."""
+
+    attention: str = "auto"
+    compile: str = "auto"
+    int8: bool = False
+    native_fp8: bool = False
+    vae_precision: str = "auto"
+    streamed: bool = False  # the transformer's blocks come as they run
+    text_first: bool = False  # prompts that are known are encoded, and the text encoder is let go
 
 
 class Settings(BaseSettings):
@@ -166,6 +180,11 @@ class Settings(BaseSettings):
         if self.int8:
             self.offload = "off"
         return self
+
+    def loading(self, *, streamed: bool = False, text_first: bool = False) -> Loading:
+        return Loading(
+            self.attention, self.compile, self.int8, self.native_fp8, self.vae_precision, streamed, text_first
+        )
 
     @classmethod
     def settings_customise_sources(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from broll.engine.sampler import Step
     from broll.engine.snapshot import Snapshot
 
+RETAKES = 3  # for a strength of motion that was asked for, unless it is said how many
 MOTIONS = ("low", "medium", "high")
 SLOWEST = 3.0  # times; beyond it the frames made between two look like what they are
 BOUND = {"low": LOW, "medium": HIGH}  # % of the frame a second: below it a clip has this strength of motion
@@ -88,6 +89,13 @@ def begun(snapshot: "Snapshot") -> Series:
     if not fits:
         raise BadSnapshot("the snapshot's list of takes cannot be read")
     return made
+
+
+def retaken(spec: VideoSpec) -> VideoSpec:
+    """With as many takes as a strength of motion that was asked for may need, if it was not said how many."""
+    if spec.motion is None or spec.takes is not None:
+        return spec
+    return spec.model_copy(update={"takes": RETAKES})
 
 
 def check(spec: VideoSpec) -> None:

@@ -26,7 +26,7 @@ from broll.errors import (
     BrollError,
     OutputError,
 )
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import Artifact, VideoSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 WHOLE_FILE = 200_000_000  # bytes; above it a digest looks at the ends only
 LARGE = 1024  # width of a transformer; nano's is 256
 PINNABLE = 0.8  # of the main memory that is free: pinned, it is nobody else's
-OWN = {"model", "config", "merge", "kept", "team"}  # of what a model is loaded with: not for other processes
+AS_IT_IS = Loading()
 MAX_PICTURE = 200_000_000  # bytes of a picture's file
 
 
@@ -60,23 +60,24 @@ def describe(model: Installed) -> ModelConfig:
         raise BadCheckpoint(f"{model.folder} has a configuration that cannot be read: {error}") from error
 
 
-def precision(
-    config: ModelConfig, where: "torch.device", vae: str = "auto", *, int8: bool = False
-) -> "Precision":
+def precision(config: ModelConfig, where: "torch.device", loading: Loading = AS_IT_IS) -> "Precision":
     """bf16 where it is fast and the model large; on a CPU nano stays fp32, and so reproducible.
 
-    A large model that is computed in fp32 keeps its 16-bit matrices as they are. `vae`: what frames are decoded in;
-    auto is bf16 on a GPU (docs/engine/vae.md).
+    A large model that is computed in fp32 keeps its 16-bit matrices as they are. Frames are decoded in what
+    `loading.vae_precision` says; auto is bf16 on a GPU (docs/engine/vae.md).
     """
     import torch
 
     from broll.engine.load import Precision
 
+    vae = loading.vae_precision
     low = vae == "bfloat16" or (vae == "auto" and where.type == "cuda")
-    decoder = torch.bfloat16 if low else None
+    found = Precision(
+        decoder=torch.bfloat16 if low else None, int8=loading.int8, native_fp8=loading.native_fp8
+    )
     if where.type == "cpu" and (config.transformer.dim < LARGE or not fast_bf16()):
-        return Precision(halves=config.transformer.dim >= LARGE, decoder=decoder, int8=int8)
-    return Precision(linears=torch.bfloat16, text=torch.bfloat16, decoder=decoder, int8=int8)
+        return replace(found, halves=config.transformer.dim >= LARGE)
+    return replace(found, linears=torch.bfloat16, text=torch.bfloat16)
 
 
 def fast_bf16() -> bool:
@@ -102,47 +103,37 @@ def use_threads(settings: Settings) -> None:
 def load(
     model: Installed,
     config: ModelConfig,
+    loading: Loading = AS_IT_IS,
     *,
     merge: "Sequence[Entry]" = (),
-    native_fp8: bool = False,
-    int8: bool = False,
     prompts: Sequence[str] = (),
-    text_first: bool = False,
     kept: "Kept | None" = None,
-    streamed: bool = False,
-    attention: str = "auto",
-    compile: str = "auto",
-    vae_precision: str = "auto",
     team: "Team | None" = None,
 ) -> "Parts":
-    """`merge` goes into the weights; `native_fp8` multiplies weights in fp8 as they are, where the device can, and
-    `int8` rounds others to integers. `prompts`: all that will be asked for, if that is known. If `kept` has their
-    features, the text encoder is not read;
-    `text_first`: else they are encoded first, and it is let go. `streamed`: the transformer's blocks come as they run.
-    `team`: the processes that all do so; what is kept of prompts may differ between them, so they look nothing up.
+    """`merge` goes into the weights. `prompts`: all that will be asked for, if that is known. If `kept` has their
+    features, the text encoder is not read. `team`: the processes that all do so; what is kept of prompts may differ
+    between them, so they look nothing up.
     """
-    given = dict(locals())
     from broll.engine import load as engine
 
     if team is not None and not merge:
-        group.tell(team, group.Load(model, {name: given[name] for name in given.keys() - OWN}))
+        group.tell(team, group.Load(model, loading, tuple(prompts)))
     where = device()
-    how = replace(precision(config, where, vae_precision, int8=int8), native_fp8=native_fp8)
     sharing = 1 if team is None else team.size  # of main memory: others pin theirs at the same time
     return engine.load(
         model.folder,
         model.name,
         device=where,
-        precision=how,
+        precision=precision(config, where, loading),
         digests=digests(model.folder),
         merge=merge,
         prompts=prompts,
-        text_first=text_first,
+        text_first=loading.text_first,
         kept=kept if team is None else None,
-        streamed=streamed,
-        pinnable=round(PINNABLE * free_main_memory() / sharing) if streamed else 0,
-        attention=attention,
-        compile=compile,
+        streamed=loading.streamed,
+        pinnable=round(PINNABLE * free_main_memory() / sharing) if loading.streamed else 0,
+        attention=loading.attention,
+        compile=loading.compile,
         team=team,
     )
 

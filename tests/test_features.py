@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from broll import catalog, clips, features, plan, wiring
+import broll
+from broll import catalog, features, plan, wiring
 from broll.engine import pipeline
 from broll.engine.text_encoder import KeptText, RememberedText
 from broll.settings import Settings
@@ -178,7 +179,7 @@ def test_a_place_that_cannot_be_written_is_no_error(settings):
 
 
 def test_no_word_of_a_prompt_is_on_the_disk(settings, place):
-    clips.clip("a zebra in a library", place / "clip.mp4", model="tiny", seed=1)
+    broll.clip("a zebra in a library", place / "clip.mp4", model="tiny", seed=1)
     kept = files(settings)
     assert len(kept) == 2  # and the negative prompt
     for path in kept:

@@ -178,7 +178,7 @@ def test_into_quantized_weights_nothing_is_merged(tmp_path):
     spec = parse(model="mix", prompt="a lake", loras=loras.wanted(settings, [loras.Asked("film")])[0])
     assert not loras.mergeable(model, spec)
     with pytest.raises(BadOption, match="kept as Q8_0"):
-        loras.merged(model, wiring.describe(model), spec, settings)
+        loras.merged(model, wiring.describe(model), spec, settings, settings.loading())
 
 
 def test_what_merging_leaves_out_is_said(models, settings):
@@ -194,7 +194,7 @@ def test_what_merging_leaves_out_is_said(models, settings):
     try:
         spec = parse(model="tiny", prompt="a lake", loras=loras.wanted(settings, [loras.Asked("odd")])[0])
         _, beside = loras.on(wiring.load(model, config), spec, settings)
-        _, merged = loras.merged(model, config, spec, settings)
+        _, merged = loras.merged(model, config, spec, settings, settings.loading())
     finally:
         (models / "loras" / "odd.safetensors").unlink()
     assert merged == beside

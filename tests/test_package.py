@@ -17,5 +17,5 @@ def test_importing_broll_loads_nothing_heavy():
 
 
 def test_the_public_names_are_those_in_all():
-    assert broll.__all__ == ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__"]
+    assert broll.__all__ == ["AsyncClient", "BrollError", "Client", "VideoSpec", "__version__", "clip"]
     assert all(hasattr(broll, name) for name in broll.__all__)

@@ -13,7 +13,7 @@ from broll.engine import rates
 from broll.engine.config import PUBLISHED
 from broll.engine.load import Precision
 from broll.errors import BadOption
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import parse
 
 TIMED = [row for row in published.ROWS if row.kernel == published.EAGER]
@@ -224,7 +224,7 @@ def test_a_clip_is_the_same_when_the_text_encoder_was_let_go(place):
     config = wiring.describe(model)
     spec = plan.whole(parse(model="tiny", prompt="a lake", seed=3), config)
     whole = wiring.load(model, config)
-    freed = wiring.load(model, config, prompts=plan.prompts(spec), text_first=True)
+    freed = wiring.load(model, config, Loading(text_first=True), prompts=plan.prompts(spec))
     assert isinstance(freed.text, RememberedText)
     frames = [
         torch.cat([e.frames for e in pipeline.generate(spec, parts) if isinstance(e, pipeline.Frames)], dim=1)
@@ -260,8 +260,10 @@ def test_frames_are_the_same_in_tiles_and_the_record_says_so(place):
 def test_what_frames_are_decoded_in_can_be_said(place, asked, on_a_cpu, on_a_gpu):
     config = wiring.describe(catalog.find(Settings(), "tiny"))
     devices = torch.device("cpu"), torch.device("cuda")
-    assert tuple(wiring.precision(config, where, asked).decoder for where in devices) == (on_a_cpu, on_a_gpu)
-    assert plan.on_a_gpu(asked).decoder == on_a_gpu
+    assert tuple(
+        wiring.precision(config, where, Loading(vae_precision=asked)).decoder for where in devices
+    ) == (on_a_cpu, on_a_gpu)
+    assert plan.on_a_gpu(config, Loading(vae_precision=asked)).decoder == on_a_gpu
 
 
 def test_a_model_is_loaded_as_was_said_and_the_record_says_so(place):
@@ -269,7 +271,7 @@ def test_a_model_is_loaded_as_was_said_and_the_record_says_so(place):
 
     model = catalog.find(Settings(), "tiny")
     config = wiring.describe(model)
-    parts = [wiring.load(model, config, vae_precision=asked) for asked in ("auto", "bfloat16")]
+    parts = [wiring.load(model, config, Loading(vae_precision=asked)) for asked in ("auto", "bfloat16")]
     assert [one.vae.decoder_dtype for one in parts] == [torch.float32, torch.bfloat16]
     assert [snapshot.conditions(one)["vae"] for one in parts] == [
         "torch.float32", "torch.float32, decoder torch.bfloat16",

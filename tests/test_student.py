@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from broll import catalog, clips, loras, wiring
+from broll.call import clip
 from broll.cli import app
 from broll.engine import magnitudes, pipeline, step_cache
 from broll.engine.config import Ratios
@@ -171,7 +172,7 @@ def test_loras_are_listed_with_those_that_models_bring(broll):
 
 def test_the_python_call_makes_a_draft_too(folder, place, monkeypatch):
     monkeypatch.setenv("BROLL_MODELS", str(folder))
-    made = clips.clip("a lake", place / "x.mp4", model="small", seed=1, quality="draft")
+    made = clip("a lake", place / "x.mp4", model="small", seed=1, quality="draft")
     assert made.record.spec.student is not None
     assert made.record.spec.steps == 2
 

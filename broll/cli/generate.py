@@ -211,19 +211,15 @@ def ready(
     options: "Options", settings: "Settings", stop: Stop, show: "Display", lead: "Lead"
 ) -> "tuple[Job, Parts, Plan]":
     """The job, announced, and its model, loaded."""
-    from broll import features, group, loras, nearest, wiring
-    from broll import plan as plans
+    from broll import loras, nearest, wiring
     from broll.cli.coaching import announce_coach
     from broll.cli.request import prepare
+    from broll.ready import load, planned
 
     job = prepare(options, settings)
     stop.check()
-    may_merge = settings.merge_loras and settings.offload != "on"
-    merging = options.merge_loras or (may_merge and loras.mergeable(job.model, job.spec))
-    expected = plans.make(
-        job.spec, job.config, plans.here(job.spec, job.config, settings, job.model),
-        can=plans.possible(settings, merging=merging), gpu_hour=settings.gpu_hour, offload=settings.offload,
-    )  # fmt: skip
+    merging = options.merge_loras or loras.merges(job.model, job.spec, settings)
+    expected = planned(job.model, job.config, job.spec, settings, merging=merging)
     if not options.quiet:
         if job.coach is not None and not options.resume:
             announce_coach(job.coach)
@@ -241,19 +237,9 @@ def ready(
         wiring.keep_picture(settings, picture)
     team = lead.begin(settings)
     show.stage(f"loading {job.model.name}")
-    prompts = plans.prompts(job.spec)
-    with group.alone(team), group.known():  # stopped here, the others may wait for ever
-        if merging:
-            parts, unused = loras.merged(job.model, job.config, job.spec, settings, job.loras, prompts, team)
-        else:
-            streamed, first = (expected.switched_on(name) for name in (plans.STREAMING, plans.TEXT_FIRST))
-            whole = wiring.load(
-                job.model, job.config, native_fp8=settings.native_fp8, int8=settings.int8, prompts=prompts,
-                attention=settings.attention, compile=settings.compile, streamed=streamed, text_first=first,
-                kept=features.shelf(settings), vae_precision=settings.vae_precision, team=team,
-            )  # fmt: skip
-            parts, unused = loras.on(whole, job.spec, settings, job.loras)
-    parts = wiring.tiled(parts, expected.tiles)
+    parts, unused = load(
+        job.model, expected, job.config, settings, merging=merging, places=job.loras, team=team
+    )
     for line in unused:
         say(f"warning: {line}")
     stop.check()

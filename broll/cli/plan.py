@@ -62,7 +62,7 @@ def plan(
     if card is None:
         target = plans.here(spec, config, settings, found)
     else:
-        how = plans.on_a_gpu(settings.vae_precision, int8=settings.int8)
+        how = plans.on_a_gpu(config, settings.loading())
         target = plans.published(card, config, found, how)
     hour = settings.gpu_hour if gpu_hour is None else gpu_hour
     made = plans.make(spec, config, target, gpu_hour=hour, offload=settings.offload)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, clips, coaching, group, loras, takes, wiring
+from broll import catalog, clips, coaching, loras, ready, takes, wiring
 from broll.cli.output import say
 from broll.engine.config import FPS, ModelConfig
 from broll.errors import BadOption, BadPrompt, OutputError
@@ -30,9 +30,6 @@ PLAIN = {
     "sparsity": "sparsity", "guidance_until": "guidance_until",
     "step_cache": "step_cache",
 }  # fmt: skip
-
-
-RETAKES = 3  # for a strength of motion that was asked for, unless --takes says otherwise
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,7 @@ def prepare(options: Options, settings: Settings) -> Job:
                 "--merge-loras needs the blocks that it merges into in memory: give --offload auto or off"
             )
         loras.check_merge(job.model, job.spec)
-    wiring.check_attention(settings.attention, job.config)
-    wiring.prepare_compiler(settings)
-    return replace(job, together=group.check(settings, job.spec, job.config))
+    return replace(job, together=ready.check(job.spec, job.config, settings))
 
 
 def settings_of(options: Options) -> Settings:
@@ -163,8 +158,8 @@ def fresh(options: Options, settings: Settings) -> Job:
     model = catalog.find(settings, name) if name is not None else catalog.best(settings, task)
     spec = parse(**given | {"model": model.name})
     config, places = wiring.describe(model), dict[str, Path]()
-    if spec.motion and spec.takes is None and not liked:
-        spec = spec.model_copy(update={"takes": RETAKES})
+    if not liked:
+        spec = takes.retaken(spec)
     if options.lora:
         uses, places = loras.wanted(settings, map(loras.parse, options.lora), paths=True)
         spec = parse(**spec.model_dump() | {"loras": uses})

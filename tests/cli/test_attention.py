@@ -40,7 +40,7 @@ def begin(place, name):
     """Stopped after the first step, with this kernel."""
     from broll import catalog, clips, wiring
     from broll.engine import pipeline
-    from broll.settings import Settings
+    from broll.settings import Loading, Settings
     from broll.spec import parse
 
     settings = Settings()
@@ -48,7 +48,7 @@ def begin(place, name):
     model = catalog.find(settings, "tiny")
     config = wiring.describe(model)
     spec = pipeline.resolve(parse(model="tiny", prompt="a lake", seed=1), config)
-    parts = wiring.load(model, config, attention=name)
+    parts = wiring.load(model, config, Loading(attention=name))
     events = clips.make_clip(spec, parts, place / "x.mp4", format="mp4")
     *_, step = (next(events) for _ in range(2 if name == "nan" else 1))  # the warning comes first
     events.close()

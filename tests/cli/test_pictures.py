@@ -6,6 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
+import broll
 from broll import catalog, clips
 from broll.settings import Settings
 from tests import checkpoints
@@ -151,6 +152,6 @@ def test_the_original_layouts_ti2v_is_wan_2_2s_and_no_model_here(tmp_path):
 
 def test_clip_takes_pictures_by_their_paths(place, folder, picture, monkeypatch):
     monkeypatch.setenv("BROLL_MODELS", str(folder))
-    made = clips.clip("a lake", place / "x.mp4", model="starts", image=picture, seed=3)
+    made = broll.clip("a lake", place / "x.mp4", model="starts", image=picture, seed=3)
     assert made.record.spec.image is not None
     assert (made.record.spec.width, made.record.spec.height) == (64, 32)

@@ -15,7 +15,7 @@ from broll.engine.quantized import QuantizedLinear
 from broll.engine.shapes import Grid
 from broll.engine.stored import Stored, as_rows
 from broll.errors import BadOption
-from broll.settings import Settings
+from broll.settings import Loading, Settings
 from broll.spec import parse
 from tests import checkpoints, loras
 
@@ -158,7 +158,7 @@ def test_nano_makes_nearly_the_same_clip():
     settings = Settings()
     model = catalog.find(settings, "nano")
     config = wiring.describe(model)
-    exact, rounded = wiring.load(model, config), wiring.load(model, config, int8=True)
+    exact, rounded = wiring.load(model, config), wiring.load(model, config, Loading(int8=True))
     assert integers(rounded.transformer)
     spec = pipeline.resolve(parse(model="nano", prompt="a lake at sunset", seed=1, frames=9, steps=8), config)
     clips = [frames(spec, parts) for parts in (exact, rounded)]
