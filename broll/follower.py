@@ -75,12 +75,13 @@ class Follower:
         )[0]
 
     def _make(self, order: Make) -> None:
-        from broll.engine import pipeline
+        from broll.engine import kernels, pipeline
         from broll.engine.interrupt import Interruptible
 
         parts = self._worn
         assert parts is not None
         model = parts.transformer
+        kernels.as_before(model, order.attention)
         model.stack = Interruptible(model, self._halt) if order.asked else model.run_blocks
         events = pipeline.generate(order.spec, parts, order.pictures, order.resume)
         with contextlib.closing(events), contextlib.suppress(Halted):  # type: ignore[type-var]

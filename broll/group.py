@@ -78,11 +78,14 @@ class Wear:
 
 @dataclass(frozen=True)
 class Make:
-    """pipeline.generate. `asked`: whether to go on is asked between blocks too."""
+    """pipeline.generate. `attention`: what computes it, where a kernel was dropped; `asked`: whether to go on is asked
+    between blocks too.
+    """
 
     spec: VideoSpec
     pictures: "dict[str, Image.Image]"
     resume: "Step | None"
+    attention: str
     asked: bool
 
 
@@ -282,7 +285,7 @@ def generate(
             return
         pipeline.check_prompt(spec, parts)  # refused before the others begin, it costs no group
         asked = isinstance(parts.transformer.stack, Interruptible)
-        tell(team, Make(spec, dict(pictures), resume, asked))
+        tell(team, Make(spec, dict(pictures), resume, parts.transformer.attend_name, asked))
         yield from _led(team, events)
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from broll import wiring
 from broll.errors import OutputError
+from broll.settings import Loading
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +49,12 @@ def remember(settings: "Settings", model: str, cost: "Estimate", denoise_s: floa
 
 
 def named(settings: "Settings", model: str) -> str:
-    return f"{model} int8" if settings.int8 else model
+    """The model, and whatever else of the settings changes how fast it is."""
+    usual, own = asdict(Loading()), asdict(settings.loading())
+    words = [
+        name if value is True else f"{name} {value}" for name, value in own.items() if value != usual[name]
+    ]
+    return " ".join((model, *words))
 
 
 def measured(

@@ -213,6 +213,18 @@ def test_what_was_seen_is_what_is_planned(place):
     assert (after.denoise_s, after.decode_s) == pytest.approx((12.0, 3.0))
 
 
+@pytest.mark.parametrize("other", [{"int8": True}, {"attention": "blocked"}, {"vae_precision": "bfloat16"}])
+def test_what_was_seen_with_other_settings_is_not_planned(place, other):
+    settings = Settings()
+    model = catalog.find(settings, "tiny")
+    config = wiring.describe(model)
+    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    cost = plan.make(spec, config, plan.here(spec, config, settings, model)).estimate
+    pace.remember(Settings(**other), "tiny", cost, 12.0, 3.0)
+    assert pace.seen(settings, "tiny") is None
+    assert pace.seen(Settings(**other), "tiny") is not None
+
+
 # --- the lever --------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from broll.engine import attention, kernels, snapshot
+from broll import group
+from broll.engine import attention, kernels, mesh, pipeline, snapshot
 from broll.engine.attention import AttendCall, Backend, sdpa
 from broll.engine.kernels import Checked, Here
 from broll.engine.load import Precision, load
@@ -15,6 +16,8 @@ from broll.engine.pipeline import Warned, digest, generate, resolve
 from broll.engine.sampler import Step
 from broll.engine.shapes import Grid
 from broll.errors import BadOption
+from broll.follower import Follower
+from broll.settings import Settings
 from broll.spec import parse
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -145,6 +148,34 @@ def test_a_clip_goes_on_without_the_kernel_that_was_dropped_before(register, tin
     again, told = run(second, resume=steps[0])
     assert told == []
     assert torch.equal(again[-1].x, steps[-1].x)
+
+
+class Said(mesh.Team):
+    """A team of which this is the leader, and what it tells the others."""
+
+    def __init__(self):
+        self.rank, self.halted, self.broken, self.orders = 0, False, False, []
+
+    def say(self, order):
+        self.orders.append(order)
+
+    def go(self, *, stop=False):
+        return not stop
+
+
+def test_in_a_group_the_others_go_on_without_it_too(register, tiny_models, monkeypatch):
+    register(nan)
+    first, team = loaded(tiny_models, "nan"), Said()
+    spec = resolve(parse(model="tiny", prompt="a lake", seed=1), first.config)
+    monkeypatch.setattr(pipeline, "generate", lambda *_: (_ for _ in ()))
+    kernels.as_before(first.transformer, "sdpa after nan")
+    assert list(group.generate(spec, replace(first, team=team), {}, None)) == []
+    (order,) = team.orders
+    other = Follower(team, Settings())
+    other._worn = loaded(tiny_models, "nan")
+    other._do(order)
+    assert snapshot.conditions(other._worn) == snapshot.conditions(first)
+    assert kernels.news(other._worn.transformer) == []
 
 
 def test_sdpa_in_fp32_on_a_cpu_is_not_wrapped(tiny_models):
