@@ -9,6 +9,7 @@ spent; every row is printed and in the file the moment it is known, with the sec
     stages     the text encoder, the autoencoder both ways
     clip       tokens to frames with four steps: what the stages come to, and in one go
     more, vae  the other ways of both: with guidance, tile by tile, not fused; in fp32
+    batch      nano: several clips in one forward against one after the other
     diffusers  the same forward by diffusers, where it is installed
 
 `--tiny --device cpu` runs all of it on small models, to know that it runs. `--probe` says what the machine is.
@@ -35,6 +36,7 @@ PARTS = {
     "clip": ("clip", "run"),
     "more": ("steps", "more"),
     "vae": ("stages", "more"),
+    "batch": ("batch", "run"),
     "diffusers": ("rival", "run"),
 }
 PACKAGES = (

@@ -45,6 +45,7 @@ def test_every_part_runs_where_only_torch_and_transformers_are_installed_and_sma
         "clip",
         "more",
         "vae",
+        "batch",
         "diffusers",
     }
     assert {row["name"] for row in rows if "failed" in row and row["part"] != "end"} - FP8 == ON_GPU_ONLY

@@ -9,6 +9,8 @@ NUMBERS = {  # title: (key, how it is written)
     "over the roof": ("over_roof", "{:.2f}"),
     "share of peak": ("share_of_peak", "{:.0%}"),
     "ms": ("ms", "{:.2f}"),
+    "apart, ms": ("apart_ms", "{:.2f}"),
+    "gain": ("gain", "{:.2f}"),
     "TFLOP/s": ("tflops", "{:.0f}"),
     "GB/s": ("gb_per_s", "{:.0f}"),
     "whole, s": ("seconds", "{:.2f}"),
