@@ -14,7 +14,7 @@ from PIL import Image
 
 from broll import catalog, coaching, group, loras, pace, takes, wiring
 from broll import plan as plans
-from broll.engine.config import PUBLISHED, ModelConfig
+from broll.engine.config import PUBLISHED, ModelConfig, frames_of
 from broll.errors import BadOption, ModelMissing, UnknownModel
 from broll.prompts.findings import Context
 from broll.prompts.rewriter import Rewrite
@@ -71,7 +71,7 @@ class Planner:
             given["model"] = self._name(given)
             config = self.config(given["model"])
         if seconds is not None:
-            given["frames"] = max(1, 4 * round((seconds * config.defaults.fps - 1) / 4) + 1)
+            given["frames"] = frames_of(seconds, config.defaults.fps)
         return coaching.context(config, parse(**given), self._settings, use=wish.preset, style=wish.style)
 
     def better(self, prompt: str, known: Context, without: tuple[str, ...]) -> tuple[Rewrite, str]:
@@ -157,7 +157,7 @@ class Planner:
         return max(config.defaults.frames, 4 * (limit // 4) + 1)
 
     def _frames(self, seconds: float, config: ModelConfig) -> int:
-        frames = max(1, 4 * round((seconds * config.defaults.fps - 1) / 4) + 1)
+        frames = frames_of(seconds, config.defaults.fps)
         longest = self._longest(config)
         if frames > longest:
             most = (longest - 1) / config.defaults.fps

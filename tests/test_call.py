@@ -7,9 +7,11 @@ import sys
 import pytest
 
 import broll
-from broll import clips
+from broll import catalog, clips, wiring
 from broll.cli import app
 from broll.errors import BadOption, BrollError
+from broll.settings import Settings
+from tests import loras as files
 from tests.test_group import environment
 
 ASKED = {"model": "tiny", "seed": 4, "steps": 3}
@@ -43,6 +45,21 @@ def test_takes_are_measured_and_the_best_is_the_file(place):
     assert made.record.spec.seed == best.seed
     with pytest.raises(BadOption, match="one take to pick from"):
         broll.clip("a lake", place / "never.mp4", pick="sharp", **ASKED)
+
+
+def test_length_is_said_in_seconds_and_loras_by_their_names_or_paths(place, tiny_models):
+    model = catalog.find(Settings(), "tiny")
+    film = files.pairs(wiring.load(model, wiring.describe(model)).transformer)
+    files.save(film, "comfy", place / "film.safetensors")
+    plain = broll.clip("a lake", place / "plain.mp4", seconds=0.6, **ASKED).record
+    styled = broll.clip(
+        "a lake", place / "styled.mp4", seconds=0.6, lora=[f"{place / 'film.safetensors'}:0.8"], **ASKED
+    ).record
+    assert plain.spec.frames == styled.spec.frames == 9
+    assert [(use.name, use.weight) for use in styled.spec.loras] == [("film", 0.8)]
+    assert styled.latents_sha256 != plain.latents_sha256
+    with pytest.raises(BadOption, match="say the same thing"):
+        broll.clip("a lake", place / "never.mp4", seconds=1, frames=17, **ASKED)
 
 
 def test_what_cannot_be_is_refused_in_one_line(place, monkeypatch):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from broll import catalog, clips, coaching, loras, ready, takes, wiring
 from broll.cli.output import say
 from broll.engine.config import FPS, ModelConfig
+from broll.engine.config import frames_of as nearest
 from broll.errors import BadOption, BadPrompt, OutputError
 from broll.prompts.report import Report
 from broll.settings import Settings
@@ -274,15 +275,13 @@ def frames_of(options: Options) -> dict[str, int]:
         return {"frames": options.frames}
     if options.seconds is None:
         return {}
-    if not 0 < options.seconds <= 600:
-        raise BadOption(f"--seconds is {options.seconds}; it must be above 0 and at most 600")
-    frames = 4 * round((options.seconds * FPS - 1) / 4) + 1
+    frames = nearest(options.seconds)
     if abs(frames - options.seconds * FPS) > 1:
         say(
             f"{options.seconds:g} s is not a length the model makes; "
             f"the nearest is {frames} frames, {frames / FPS:.2f} s"
         )
-    return {"frames": max(1, frames)}
+    return {"frames": frames}
 
 
 # --- where the result goes --------------------------------------------------------------------------------

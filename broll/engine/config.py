@@ -6,8 +6,18 @@ WAN 2.1       https://github.com/Wan-Video/Wan2.1 (wan/configs)   https://arxiv.
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from broll.errors import BadOption
+
 Task = Literal["t2v", "i2v", "flf2v", "vace", "ti2v"]  # ti2v: from text, or from text and a first picture
 FPS = 16
+LONGEST_S = 600  # that is believed to be meant
+
+
+def frames_of(seconds: float, fps: int = FPS) -> int:
+    """The nearest length that a causal autoencoder makes: 4k + 1 frames."""
+    if not 0 < seconds <= LONGEST_S:
+        raise BadOption(f"seconds is {seconds:g}; it must be above 0 and at most {LONGEST_S}")
+    return max(1, 4 * round((seconds * fps - 1) / 4) + 1)
 
 
 @dataclass(frozen=True)

@@ -5,26 +5,28 @@ which must be the same in all processes.
 """
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from PIL import Image
 
-from broll.engine import attention, parallel_attention, parallel_vae
+from broll.engine import attention, lora, lora_files, parallel_attention, parallel_vae, step_cache
 from broll.engine.attention import AttendCall
 from broll.engine.config import VAEConfig
-from broll.engine.load import load
+from broll.engine.load import Precision, load
 from broll.engine.mesh import Layout, Team, shares
 from broll.engine.pipeline import Frames, Warned, digest, generate, resolve
 from broll.engine.sampler import Step
 from broll.engine.shapes import Grid
 from broll.engine.vae import VAE
 from broll.spec import Artifact, parse
-from tests import checkpoints
+from tests import checkpoints, loras
 
 ASK = {"prompt": "a lake", "negative_prompt": "grey", "seed": 4, "width": 64, "height": 64, "frames": 13}
 PICTURE = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
 SHA = "0" * 64
+NUMBERS = "wan2.1-t2v-1.3b"  # of which TeaCache's are published
 
 
 def relative(a, b):
@@ -51,11 +53,18 @@ class World:
         self.team = Team(torch.device("cpu"))
 
     @functools.cache  # noqa: B019  the process ends with it
-    def parts(self, task, *, together=False, streamed=False):
-        return load(self.folder / task, task, team=self.team if together else None, streamed=streamed)
+    def parts(self, task, *, together=False, streamed=False, int8=False, styled=False):
+        team, how = self.team if together else None, Precision(int8=int8)
+        parts = load(self.folder / task, task, precision=how, team=team, streamed=streamed)
+        if styled:
+            file = self.folder / f"film-{self.team.rank}-{together}.safetensors"
+            loras.save(loras.pairs(parts.transformer), "comfy", file)
+            lora.attach(parts.transformer, [(lora_files.read(file), 0.7, None)])
+        return replace(parts, config=replace(parts.config, name=NUMBERS)) if task == "t2v" else parts
 
-    def case(self, task, words, *, streamed=False, **fields):
-        alone, together = self.parts(task), self.parts(task, together=True, streamed=streamed)
+    def case(self, task, words, *, streamed=False, int8=False, styled=False, **fields):
+        alone = self.parts(task, int8=int8, styled=styled)
+        together = self.parts(task, together=True, streamed=streamed, int8=int8, styled=styled)
         picture = {"image": Artifact(id="picture", sha256=SHA)} if task in ("i2v", "ti2v") else {}
         spec = resolve(parse(model=task, **ASK | picture | fields), alone.config, picture=PICTURE)
         self.team.words = words
@@ -135,6 +144,12 @@ def more(folder: Path):
     found["auto without guidance"] = world.case("t2v", "auto", guidance=1)
     found["blocks streamed"] = world.case("t2v", "ulysses=2", streamed=True)
     found["far pairs left out"] = world.case("t2v", "ulysses=2", sparsity=0.5, steps=5)
+    found["a LoRA beside"] = world.case("t2v", "ulysses=2", styled=True)
+    found["int8"] = world.case("t2v", "cfg=2", int8=True)
+    cached = {"quality": "draft", "step_cache": "teacache", "steps": 9}
+    spec = resolve(parse(model="t2v", **ASK | cached), world.parts("t2v").config)
+    assert step_cache.computed(spec, world.parts("t2v").config) < 9
+    found["steps skipped"] = world.case("t2v", "ulysses=2", **cached)
     found["half of the steps guided"] = world.case("t2v", "auto", guidance_until=0.5, steps=4)
     return found, *shared(world, heights=(1, 4, 9))
 
