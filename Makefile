@@ -25,8 +25,8 @@ test: $(VENV)/test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses 2 --dist worksteal
 
 test-all: $(VENV)/test-all
-	@echo "== running all tests, also the long ones"
-	$(BIN)/python -m pytest
+	@echo "== running all tests, also the long ones, in two processes of one thread each"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(VENV)/check
 	@echo "== formatting, lint, types, imports"

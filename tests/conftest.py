@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -14,6 +15,11 @@ from broll.jobs.database import Database
 from broll.settings import Settings
 from broll.spec import parse
 from tests import checkpoints, databases
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +37,7 @@ def measured(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A folder of data that knows how fast this machine is with the tiny models: half a second, once for all tests."""
     data = tmp_path_factory.mktemp("measured")
     settings = Settings(models=tiny_models, data=data, threads=1)
+    wiring.use_threads(settings)  # rates hold for a number of threads
     model = catalog.find(settings, "tiny")
     config = wiring.describe(model)
     plan.here(plan.whole(parse(model="tiny", prompt="a lake"), config), config, settings, model)

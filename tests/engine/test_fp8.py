@@ -23,8 +23,8 @@ DEVICES = [
         marks=[
             pytest.mark.gpu,
             pytest.mark.skipif(
-                not (torch.cuda.is_available() and fp8.available(torch.device("cuda"))),
-                reason="no CUDA device that multiplies fp8",
+                torch.cuda.is_available() and not fp8.available(torch.device("cuda")),
+                reason="this CUDA device multiplies no fp8",
             ),
         ],
     ),

@@ -22,10 +22,7 @@ from tests import checkpoints, loras
 CPU = torch.device("cpu")
 DEVICES = [
     pytest.param("cpu", marks=pytest.mark.skipif(int8.reach(CPU) == 0, reason="no such product on this CPU")),
-    pytest.param(
-        "cuda",
-        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
-    ),
+    pytest.param("cuda", marks=pytest.mark.gpu),
 ]
 
 

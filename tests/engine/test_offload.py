@@ -318,7 +318,6 @@ def test_a_streamed_model_takes_about_two_blocks(form, low, tmp_path, monkeypatc
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("pinnable", [10**9, 0], ids=["pinned", "file"])
 @pytest.mark.parametrize("form", ["single", "fp8-rows", "gguf-Q4_K"])
 def test_a_gpu_computes_the_same_bits_from_streamed_blocks(form, pinnable, tmp_path, monkeypatch):
@@ -333,7 +332,6 @@ def test_a_gpu_computes_the_same_bits_from_streamed_blocks(form, pinnable, tmp_p
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_pinned_memory_is_given_back(tmp_path):
     memory = offload.pinned(1 << 20)
     assert memory.is_pinned()

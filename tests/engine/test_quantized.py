@@ -136,7 +136,6 @@ def test_a_model_whose_halves_stay_is_the_one_that_was_cast(form, text, kinds, t
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_gpu_makes_the_same_numbers_of_the_bytes(kind):
     layer = QuantizedLinear(stored(kind), None)
