@@ -11,7 +11,7 @@ PROMPT := aerial drone shot slowly circling a lighthouse on rocky coast, ocean w
 
 help:
 	@echo "make demo      install broll and nano, and make a clip from a prompt"
-	@echo "make test      install the test extras and run every test (under 15 minutes on 2 cores)"
+	@echo "make test      install the test extras and run every test but the long ones (under 15 minutes on 2 cores)"
 	@echo "make test-all  the same with the long ones"
 	@echo "make check     formatting, lint, types, direction of imports"
 

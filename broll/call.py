@@ -56,6 +56,8 @@ def clip(
     ready.check(spec, config, settings)
     merging = loras.merges(found, spec, settings)
     plan = ready.planned(found, config, spec, settings, merging=merging)
+    for picture in pictures.values():
+        wiring.keep_picture(settings, picture)
     with group.leading() as lead:
         team = lead.begin(settings)
         parts, _ = ready.load(found, plan, config, settings, merging=merging, places=places, team=team)

@@ -8,7 +8,8 @@ import pytest
 from broll import calibration, catalog, plan, takes, wiring
 from broll.cli import app
 from broll.cli.progress import Quiet
-from broll.cli.request import Options, prepare
+from broll.cli.request import prepare
+from broll.cli.typed import Options
 from broll.cli.watch import Watch
 from broll.engine import magnitudes, pipeline, step_cache
 from broll.engine.config import Ratios

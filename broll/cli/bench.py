@@ -137,7 +137,8 @@ def calibrate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the result.")] = False,
 ) -> None:
     """Measure how much a model changes from step to step, so that --quality can skip steps of it."""
-    from broll.cli.request import Options, prepare
+    from broll.cli.request import prepare
+    from broll.cli.typed import Options
     from broll.engine import step_cache
     from broll.settings import Settings
 

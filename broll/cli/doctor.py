@@ -30,6 +30,7 @@ ENGINE = (
     "safetensors",
     "huggingface_hub",
     "av",
+    "cv2",
     "ftfy",
     "sentencepiece",
     "jaxtyping",
@@ -82,7 +83,7 @@ def device_checks(settings: "Settings") -> Iterator[Check]:
     fast = wiring.fast_bf16()
     threads = f"{torch.get_num_threads()} of {os.cpu_count()} threads"
     detail = f"{features}, {threads}, bf16 {'fast' if fast else 'slow'}"
-    advice = "" if fast else "the WAN models run in fp32 on this CPU and need twice the memory"
+    advice = "" if fast else "the WAN models compute in fp32 on this CPU, which takes longer"
     yield Check("cpu", "ok" if fast else "warn", detail, advice)
 
 

@@ -23,7 +23,8 @@ from broll.errors import BadOption
 
 if TYPE_CHECKING:
     from broll.cli.progress import Display
-    from broll.cli.request import Job, Options
+    from broll.cli.request import Job
+    from broll.cli.typed import Options
     from broll.clips import Clip
     from broll.engine.load import Parts
     from broll.group import Lead
@@ -164,7 +165,7 @@ def generate(
     typed = dict(locals())  # exactly the options, under the names of `Options`, and where
     from broll import group
     from broll.cli import remote
-    from broll.cli.request import Options, settings_of
+    from broll.cli.typed import Options, settings_of
 
     del typed["server"], typed["key"]
     if key is not None and server is None:
@@ -189,7 +190,7 @@ def run(options: "Options", stop: Stop, lead: "Lead") -> None:
         "TRANSFORMERS_VERBOSITY", "error"
     )  # what it warns of is checked, and said, by broll
     from broll.cli.progress import display
-    from broll.cli.request import settings_of
+    from broll.cli.typed import settings_of
 
     show = display(quiet=options.quiet)
     try:

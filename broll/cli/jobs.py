@@ -118,7 +118,7 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Fetch a file of a finished job."""
-    from broll.cli.request import slug, unused
+    from broll.cli.typed import slug, unused
     from broll.client import Client
     from broll.client.calls import VARIANTS
 

@@ -47,7 +47,7 @@ def plan(
     """Say what a clip takes before it is made: seconds, memory, money, and what fits if it does not."""
     from broll import cards, nearest
     from broll import plan as plans
-    from broll.cli.request import Options, check_together, frames_of, size_of
+    from broll.cli.typed import Options, check_together, frames_of, size_of
     from broll.engine import guidance as guiding
     from broll.engine import step_cache
     from broll.settings import Settings

@@ -136,7 +136,7 @@ def context(
 ) -> "Context":  # fmt: skip
     """What the coach knows: the model's task and defaults, and what was said of the clip."""
     from broll import catalog, coaching, wiring
-    from broll.cli.request import Options, frames_of, size_of
+    from broll.cli.typed import Options, frames_of, size_of
     from broll.engine.config import PUBLISHED
     from broll.settings import Settings
     from broll.spec import parse

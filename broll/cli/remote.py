@@ -16,7 +16,7 @@ from broll.errors import BadOption, BadPrompt, OutputError
 
 if TYPE_CHECKING:
     from broll.cli.progress import Display
-    from broll.cli.request import Options
+    from broll.cli.typed import Options
     from broll.client import Client, Job
 
 SUFFIXES = {".mp4": "video", ".gif": "gif"}  # what a server makes of a clip
@@ -56,7 +56,7 @@ def generate(options: "Options", server: str, key: str | None, stop: Stop) -> No
 
 def check(options: "Options") -> None:
     """Options that a server cannot follow."""
-    from broll.cli.request import check_together
+    from broll.cli.typed import check_together
 
     if options.resume is not None:
         raise BadOption("--resume goes on with a clip on this machine; it cannot be given with --server")
@@ -77,7 +77,7 @@ def check(options: "Options") -> None:
 
 def request(options: "Options") -> dict[str, Any]:
     """The fields of POST /v1/video/generate; refused here if they would be refused there."""
-    from broll.cli.request import PLAIN, size_of
+    from broll.cli.typed import PLAIN, size_of
     from broll.spec import parse
 
     given, pictures = liked(options.like, options) if options.like else ({}, {})
@@ -214,7 +214,7 @@ def left(job: "Job | None", server: str | None, stop: Stop) -> Stopped:
 
 def place(options: "Options", stem: str, *, suffix: str = ".mp4") -> Path:
     """--out, or a new name in the folder; refuses what is there already, and endings that no server makes."""
-    from broll.cli.request import unused
+    from broll.cli.typed import unused
 
     suffix = f".{options.format}" if options.format else suffix
     out = options.out or Path()
@@ -237,7 +237,7 @@ def still(out: Path, name: str) -> Path:
 
 def fetch(client: "Client", job: "Job", options: "Options") -> dict[str, Path]:
     """The clip, and the stills that were asked for."""
-    from broll.cli.request import slug
+    from broll.cli.typed import slug
 
     out = place(options, f"{slug(job.prompt)}-{job.seed}")
     files = {"file": client.download(job.id, out, SUFFIXES[out.suffix.lower()])}

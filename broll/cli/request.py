@@ -5,16 +5,14 @@
 What is cheap to refuse is refused first; torch is not imported for a bad prompt.
 """
 
-import re
-import unicodedata
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from broll import catalog, clips, coaching, loras, ready, takes, wiring
 from broll.cli.output import say
-from broll.engine.config import FPS, ModelConfig
-from broll.engine.config import frames_of as nearest
+from broll.cli.typed import PLAIN, Options, beside, check_together, frames_of, size_of, slug, unused
+from broll.engine.config import ModelConfig
 from broll.errors import BadOption, BadPrompt, OutputError
 from broll.prompts.report import Report
 from broll.settings import Settings
@@ -22,62 +20,6 @@ from broll.spec import VideoSpec, parse
 
 if TYPE_CHECKING:
     from broll.engine.snapshot import Snapshot
-
-# Options that are fields of the spec, under the spec's names.
-PLAIN = {
-    "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
-    "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
-    "motion": "motion", "takes": "takes", "pick": "pick", "quality": "quality",
-    "sparsity": "sparsity", "guidance_until": "guidance_until",
-    "step_cache": "step_cache",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Options:
-    """`broll generate`, as typed."""
-
-    prompt: str | None = None
-    model: str | None = None
-    size: str | None = None
-    seconds: float | None = None
-    frames: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    guidance_until: float | None = None
-    shift: float | None = None
-    sampler: str | None = None
-    seed: int | None = None
-    negative: str | None = None
-    image: Path | None = None
-    last_image: Path | None = None
-    grid: str | None = None
-    preprocessing: str | None = None
-    quality: str | None = None
-    sparsity: float | None = None
-    step_cache: str | None = None
-    lora: list[str] | None = None
-    merge_loras: bool = False
-    offload: str | None = None
-    attention: str | None = None
-    compile: str | None = None
-    parallel: str | None = None
-    motion: str | None = None
-    takes: int | None = None
-    pick: str | None = None
-    no_coach: bool = False
-    fix: bool = False
-    preset: str | None = None
-    style: str | None = None
-    out: Path | None = None
-    format: str | None = None
-    force: bool = False
-    poster: bool = False
-    sheet: bool = False
-    resume: Path | None = None
-    like: Path | None = None
-    as_json: bool = False
-    quiet: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,33 +52,6 @@ def prepare(options: Options, settings: Settings) -> Job:
             )
         loras.check_merge(job.model, job.spec)
     return replace(job, together=ready.check(job.spec, job.config, settings))
-
-
-def settings_of(options: Options) -> Settings:
-    """The settings, and over them what was typed."""
-    for name in ("offload", "compile"):
-        if getattr(options, name) not in (None, "auto", "on", "off"):
-            raise BadOption(f"--{name} is {getattr(options, name)!r}; possible are auto, on and off")
-    typed = {name: getattr(options, name) for name in ("offload", "attention", "compile", "parallel")}
-    return Settings(**{name: value for name, value in typed.items() if value is not None})
-
-
-def check_together(options: Options) -> None:
-    """Options that exclude or need each other."""
-    if options.seconds is not None and options.frames is not None:
-        raise BadOption("--seconds and --frames say the same thing: give one of them")
-    if options.last_image and not options.image:
-        raise BadOption("--last-image needs a first picture: give --image too")
-    if options.no_coach and (options.fix or options.preset or options.style):
-        raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
-    if options.resume is None:
-        return
-    free = {"resume", "model", "merge_loras", "offload", "attention", "compile", "parallel"}
-    free |= {"out", "format", "force", "poster", "sheet", "as_json", "quiet"}
-    for option in fields(options):
-        if option.name not in free and getattr(options, option.name) not in (None, False):
-            name = "the prompt" if option.name == "prompt" else "--" + option.name.replace("_", "-")
-            raise BadOption(f"--resume goes on with the clip that was begun; {name} cannot be changed now")
 
 
 def fresh(options: Options, settings: Settings) -> Job:
@@ -260,41 +175,7 @@ def warn_of_other_weights(liked: clips.Record, job: Job, settings: Settings) -> 
         say(f"warning: that clip was made with other weights than the {job.model.name} here; it will differ")
 
 
-def size_of(text: str | None) -> dict[str, int]:
-    if text is None:
-        return {}
-    match = re.fullmatch(r"([0-9]{1,5})[xX×*]([0-9]{1,5})", text.strip())
-    if match is None:
-        raise BadOption(f"--size is {text!r}; it must be WIDTHxHEIGHT, such as 832x480")
-    return {"width": int(match[1]), "height": int(match[2])}
-
-
-def frames_of(options: Options) -> dict[str, int]:
-    """--frames as it is; --seconds to the nearest 4k + 1 frames."""
-    if options.frames is not None:
-        return {"frames": options.frames}
-    if options.seconds is None:
-        return {}
-    frames = nearest(options.seconds)
-    if abs(frames - options.seconds * FPS) > 1:
-        say(
-            f"{options.seconds:g} s is not a length the model makes; "
-            f"the nearest is {frames} frames, {frames / FPS:.2f} s"
-        )
-    return {"frames": frames}
-
-
 # --- where the result goes --------------------------------------------------------------------------------
-
-
-def slug(prompt: str) -> str:
-    """The first words of a prompt, as a name for a file."""
-    words, name = re.findall(r"\w+", unicodedata.normalize("NFKC", prompt).lower()), ""
-    for word in words:
-        if len(f"{name}-{word}".encode()) > 48:
-            break
-        name = f"{name}-{word}" if name else word
-    return name or "clip"
 
 
 def place(options: Options, spec: VideoSpec) -> Path:
@@ -310,19 +191,6 @@ def place(options: Options, spec: VideoSpec) -> Path:
         if options.format in (None, begun.suffix[1:].lower()):
             return unused(folder, begun.stem, begun.suffix)
     return unused(folder, f"{slug(spec.prompt)}-{spec.seed}", f".{options.format or 'mp4'}")
-
-
-def unused(folder: Path, stem: str, suffix: str) -> Path:
-    number, name = 1, stem
-    while any(path.exists() for path in (folder / f"{name}{suffix}", *beside(folder / f"{name}{suffix}"))):
-        number += 1
-        name = f"{stem}-{number}"
-    return folder / f"{name}{suffix}"
-
-
-def beside(out: Path) -> tuple[Path, Path]:
-    """Where the poster and the contact sheet go."""
-    return out.with_name(f"{out.stem}.poster.png"), out.with_name(f"{out.stem}.sheet.png")
 
 
 def check_place(out: Path, options: Options) -> str:

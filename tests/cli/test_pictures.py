@@ -76,7 +76,8 @@ def test_a_picture_starts_the_clip_and_like_and_an_other_one_do_too(alone, pictu
 
 def test_a_clip_from_a_picture_goes_on_from_a_snapshot(alone, picture, place):
     from broll import wiring
-    from broll.cli.request import Options, prepare
+    from broll.cli.request import prepare
+    from broll.cli.typed import Options
 
     whole = alone("generate", "a lake", "--image", picture, "--model", "starts", "--seed", 3, "--json").json
     job = prepare(Options(prompt="a lake", image=picture, model="starts", seed=3), Settings())
