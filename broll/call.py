@@ -1,10 +1,12 @@
 """From words to a file in one call: `broll.clip`."""
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from broll import catalog, group, loras, ready, takes, wiring
+from broll import plan as plans
 from broll.clips import Clip
 from broll.engine.config import frames_of
 from broll.errors import BadOption
@@ -38,15 +40,15 @@ def clip(
         raise BadOption("under torchrun clips are made by the command; in Python, set BROLL_GROUP instead")
     ending = check_output(path)
     wiring.use_threads(settings)
-    if seconds is not None:
-        if "frames" in fields:
-            raise BadOption("seconds and frames say the same thing: give one of them")
-        fields["frames"] = frames_of(seconds)
+    if seconds is not None and "frames" in fields:
+        raise BadOption("seconds and frames say the same thing: give one of them")
     files = {"image": image, "last_image": last_image}
     pictures = {name: wiring.read_picture(Path(file)) for name, file in files.items() if file is not None}
     found = catalog.find(settings, model) if model else catalog.best(settings, catalog.task_for(pictures))
     config = wiring.describe(found)
     artifacts = {name: picture.artifact for name, picture in pictures.items()}
+    if seconds is not None:
+        fields["frames"] = frames_of(seconds, fields.get("fps") or config.defaults.fps)
     uses, places = loras.wanted(settings, map(loras.parse, lora), paths=True)
     given = artifacts | fields | ({"loras": uses} if uses else {})
     asked = takes.retaken(parse(model=found.name, prompt=prompt, **given))
@@ -55,12 +57,13 @@ def clip(
     spec = pipeline.resolve(asked, config, picture=pictures["image"].image if "image" in pictures else None)
     ready.check(spec, config, settings)
     merging = loras.merges(found, spec, settings)
-    plan = ready.planned(found, config, spec, settings, merging=merging)
+    plan = plans.local(spec, config, settings, found, merging=merging)
     for picture in pictures.values():
         wiring.keep_picture(settings, picture)
     with group.leading() as lead:
         team = lead.begin(settings)
         parts, _ = ready.load(found, plan, config, settings, merging=merging, places=places, team=team)
-        *_, made = takes.make(spec, parts, path, format=ending, pictures=tuple(pictures.values()))
+        events = takes.make(spec, parts, path, format=ending, pictures=tuple(pictures.values()))
+        (made,) = deque(events, maxlen=1)  # all steps and frames would be gigabytes
     assert isinstance(made, Clip)
     return made

@@ -109,13 +109,13 @@ def make_clip(
     from broll.media.video_file import VideoWriter
 
     begin = time.perf_counter()
-    if resume is not None:
-        kernels.as_before(parts.transformer, resume.conditions.get("attention", ""))
     images = {picture.artifact.sha256: picture.image for picture in pictures}
     last = resume.step if resume else None
     stills = Stills(spec.frames or 1)
+    attention = "" if resume is None else resume.conditions.get("attention", "")
     with (
         contextlib.ExitStack() as stack,
+        kernels.as_before(parts.transformer, attention),
         contextlib.closing(
             group.generate(spec, parts, images, last)  # type: ignore[type-var]
         ) as events,

@@ -81,10 +81,10 @@ class Follower:
         parts = self._worn
         assert parts is not None
         model = parts.transformer
-        kernels.as_before(model, order.attention)
         model.stack = Interruptible(model, self._halt) if order.asked else model.run_blocks
         events = pipeline.generate(order.spec, parts, order.pictures, order.resume)
-        with contextlib.closing(events), contextlib.suppress(Halted):  # type: ignore[type-var]
+        before = kernels.as_before(model, order.attention)
+        with before, contextlib.closing(events), contextlib.suppress(Halted):  # type: ignore[type-var]
             for _ in events:
                 self._halt()
         gc.collect()

@@ -18,7 +18,8 @@ def nearest(plan: Plan, config: ModelConfig) -> list[str]:
     """Each a few words; the best of its kind."""
     fits = fitter(config, plan)
     spec, found = plan.spec, list[str]()
-    if plan.offload == "off" and plans.make(spec, config, plan.target).fits:
+    streams = plan.offload == "off" and not plan.target.precision.int8  # which excludes it
+    if streams and plans.make(spec, config, plan.target, can=plan.can).fits:
         found.append(f"with block streaming {shown(spec)} fit")
     form = next((f for f in FORMS if lighter(plan.target, config, f) and fits(spec, f)), None)
     if form is not None:
@@ -48,7 +49,7 @@ def shown(spec: VideoSpec) -> str:
 def fitter(config: ModelConfig, plan: Plan) -> Callable[[VideoSpec, str | None], bool]:
     def fits(spec: VideoSpec, form: str | None) -> bool:
         target = plan.target if form is None else plans.in_form(plan.target, config, form)
-        return plans.make(spec, config, target, offload=plan.offload).fits
+        return plans.make(spec, config, target, can=plan.can, offload=plan.offload).fits
 
     return fits
 

@@ -71,8 +71,7 @@ def measured(offers: Sequence[Offer], settings: Settings) -> "Iterator[Rates]":
 
 
 def planned(offer: Offer, settings: Settings) -> Plan:
-    target = plans.here(offer.spec, offer.config, settings, offer.found)
-    return plans.make(offer.spec, offer.config, target, gpu_hour=settings.gpu_hour, offload=settings.offload)
+    return plans.local(offer.spec, offer.config, settings, offer.found)
 
 
 def verdict(made: Plan) -> str:

@@ -31,26 +31,29 @@ if TYPE_CHECKING:
 SEEN = ("denoise", "decode")  # the stages that a run is long enough to tell
 
 
-def seen(settings: "Settings", model: str) -> dict[str, float] | None:
+def seen(settings: "Settings", model: str, *, streamed: bool = False) -> dict[str, float] | None:
     """Operations a second by stage, from the last run of this model here."""
     try:
-        row = _read(settings, "timings.json")[named(settings, model)]
+        row = _read(settings, "timings.json")[named(settings, model, streamed=streamed)]
         found = {stage: float(row[stage]) for stage in SEEN}
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return found if min(found.values()) > 0 else None
 
 
-def remember(settings: "Settings", model: str, cost: "Estimate", denoise_s: float, decode_s: float) -> None:
+def remember(
+    settings: "Settings", model: str, cost: "Estimate", denoise_s: float, decode_s: float, *,
+    streamed: bool = False,
+) -> None:  # fmt: skip
     """Keep what was seen."""
     took = {"denoise": max(denoise_s, 1e-3), "decode": max(decode_s, 1e-3)}
     row = {stage: cost.stage(stage).operations.total / took[stage] for stage in SEEN}
-    _keep(settings, "timings.json", {named(settings, model): row})
+    _keep(settings, "timings.json", {named(settings, model, streamed=streamed): row})
 
 
-def named(settings: "Settings", model: str) -> str:
-    """The model, and whatever else of the settings changes how fast it is."""
-    usual, own = asdict(Loading()), asdict(settings.loading())
+def named(settings: "Settings", model: str, *, streamed: bool) -> str:
+    """The model, and whatever else of how it is loaded changes how fast it is."""
+    usual, own = asdict(Loading()), asdict(settings.loading(streamed=streamed))
     words = [
         name if value is True else f"{name} {value}" for name, value in own.items() if value != usual[name]
     ]

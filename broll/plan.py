@@ -79,6 +79,7 @@ class Target:
     held: Mapping[str, int] | None  # bytes of the weights that are there; None: as published
     rates: "Rates"
     seen: Mapping[str, float] | None = None  # operations a second of this model's stages
+    seen_streamed: Mapping[str, float] | None = None  # the same where blocks were streamed
     guessed: bool = False
 
     @property
@@ -94,6 +95,7 @@ class Plan:
     seconds: Mapping[str, float]  # of each stage of one take
     on: tuple[Lever, ...] = ()
     gpu_hour: float = 0.0
+    can: tuple[Lever, ...] = ()  # that could be
     offload: str = "auto"  # the setting: whether block streaming may be switched on, must be, or must not
 
     @property
@@ -162,7 +164,8 @@ def here(
     memory = settings.memory_mb * 10**6 or catalog.free_memory(where)
     seen = pace.seen(settings, config.name)
     measured = pace.measured(settings, config, where, tokens(spec, config), area(spec), like=seen is not None)
-    return Target(rates.name_of(where), where.type, memory, how, held, measured, seen)
+    streamed = pace.seen(settings, config.name, streamed=True)
+    return Target(rates.name_of(where), where.type, memory, how, held, measured, seen, streamed)
 
 
 def published(
@@ -201,8 +204,20 @@ def make(
     block streaming too, or "on" also if it fits without, or "off".
     """
     cost = estimate(spec, config, target.precision, target.held, target.kind)
-    cost, on = fitted(cost, target.memory, levers() if can is None else can, offload)
-    return Plan(spec, target, cost, times(cost, target.rates, target.seen), on, gpu_hour, offload)
+    can = levers() if can is None else can
+    cost, on = fitted(cost, target.memory, can, offload)
+    if any(lever.name == STREAMING for lever in on):
+        target = replace(target, seen=target.seen_streamed)
+    return Plan(spec, target, cost, times(cost, target.rates, target.seen), on, gpu_hour, can, offload)
+
+
+def local(
+    spec: VideoSpec, config: ModelConfig, settings: Settings, model: catalog.Installed | None, *,
+    merging: bool = False,
+) -> Plan:  # fmt: skip
+    """The plan of a resolved spec on this machine, as the settings have it. `merging`: LoRAs go into the weights."""
+    target, can = here(spec, config, settings, model), possible(settings, merging=merging)
+    return make(spec, config, target, can=can, gpu_hour=settings.gpu_hour, offload=settings.offload)
 
 
 def fitted(

@@ -71,7 +71,7 @@ class Planner:
             given["model"] = self._name(given)
             config = self.config(given["model"])
         if seconds is not None:
-            given["frames"] = frames_of(seconds, config.defaults.fps)
+            given["frames"] = frames_of(seconds, given.get("fps") or config.defaults.fps)
         return coaching.context(config, parse(**given), self._settings, use=wish.preset, style=wish.style)
 
     def better(self, prompt: str, known: Context, without: tuple[str, ...]) -> tuple[Rewrite, str]:
@@ -87,7 +87,7 @@ class Planner:
             note = self._fit(given, config)
             notes += [note] if note else []
         if seconds is not None:
-            given["frames"] = self._frames(seconds, config)
+            given["frames"] = self._frames(seconds, given.get("fps") or config.defaults.fps, config)
         elif given.get("frames", 0) > self._longest(config):
             raise BadOption(
                 f"frames is {given['frames']}; {config.name} makes at most {self._longest(config)}"
@@ -156,11 +156,11 @@ class Planner:
         limit = round(self._settings.max_seconds * config.defaults.fps)
         return max(config.defaults.frames, 4 * (limit // 4) + 1)
 
-    def _frames(self, seconds: float, config: ModelConfig) -> int:
-        frames = frames_of(seconds, config.defaults.fps)
+    def _frames(self, seconds: float, fps: int, config: ModelConfig) -> int:
+        frames = frames_of(seconds, fps)
         longest = self._longest(config)
         if frames > longest:
-            most = (longest - 1) / config.defaults.fps
+            most = (longest - 1) / fps
             raise BadOption(f"seconds is {seconds:g}; {config.name} makes clips of at most {most:g} seconds")
         return frames
 

@@ -1,6 +1,6 @@
-"""A model made ready for one clip: planned, and loaded as its plan says, with the clip's LoRAs.
+"""A model made ready for one clip: loaded as its plan says, with the clip's LoRAs.
 
-    check -> planned -> load
+    check -> plan.local -> load
 
 So do the command and the call. A renderer, which keeps its model for the next clip, goes its own way.
 """
@@ -21,20 +21,11 @@ if TYPE_CHECKING:
     from broll.engine.mesh import Team
 
 
-def check(spec: VideoSpec, config: ModelConfig, settings: Settings) -> str:
-    """Refuse what the settings ask for and this machine cannot do; else what there is to say of who makes it."""
+def check(spec: VideoSpec, config: ModelConfig, settings: Settings) -> list[str]:
+    """Refuse what the settings ask for and this machine cannot do; else what there is to say of them."""
     wiring.check_attention(settings.attention, config)
     wiring.prepare_compiler(settings)
-    return group.check(settings, spec, config)
-
-
-def planned(
-    model: Installed, config: ModelConfig, spec: VideoSpec, settings: Settings, *, merging: bool
-) -> plans.Plan:
-    """`merging`: the clip's LoRAs go into the weights."""
-    target = plans.here(spec, config, settings, model)
-    can = plans.possible(settings, merging=merging)
-    return plans.make(spec, config, target, can=can, gpu_hour=settings.gpu_hour, offload=settings.offload)
+    return [told for told in (group.check(settings, spec, config), wiring.idle(settings)) if told]
 
 
 def load(

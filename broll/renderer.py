@@ -148,6 +148,8 @@ class Renderer:
         wiring.use_threads(self.settings)
         wiring.prepare_compiler(self.settings)
         team = self._lead.begin(self.settings)
+        if idle := wiring.idle(self.settings):
+            sys.stderr.write(f"warning: {idle}\n")
         memory = self.settings.memory_mb * 10**6 or catalog.free_memory(catalog.device())
         streamed = not wants and plans.streams(spec, config, self.settings, found, memory)
         loading = self.settings.loading(streamed=streamed)

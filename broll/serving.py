@@ -144,7 +144,7 @@ def local_executors(settings: Settings) -> list[tuple[Executor, int]]:
     found: list[tuple[Executor, int]] = []
     for i in range(settings.devices or gpus // settings.group or 1):
         env = dict(os.environ) | together(settings) | {"BROLL_THREADS": str(settings.threads)}
-        env |= {"BROLL_MODELS": str(settings.models)}
+        env |= {"BROLL_MODELS": str(settings.models), "BROLL_DATA": str(settings.data)}
         memory_mb = catalog.free_main_memory() // 10**6
         if gpus:
             own = ((i * settings.group + j) % gpus for j in range(settings.group))

@@ -73,11 +73,27 @@ def precision(config: ModelConfig, where: "torch.device", loading: Loading = AS_
     vae = loading.vae_precision
     low = vae == "bfloat16" or (vae == "auto" and where.type == "cuda")
     found = Precision(
-        decoder=torch.bfloat16 if low else None, int8=loading.int8, native_fp8=loading.native_fp8
+        decoder=torch.bfloat16 if low else None, int8=rounds(loading, where), native_fp8=loading.native_fp8
     )
     if where.type == "cpu" and (config.transformer.dim < LARGE or not fast_bf16()):
         return replace(found, halves=config.transformer.dim >= LARGE)
     return replace(found, linears=torch.bfloat16, text=torch.bfloat16)
+
+
+def rounds(loading: Loading, where: "torch.device") -> bool:
+    """Whether int8 is asked for and can be had; a GPU that is not here is taken to have it."""
+    import torch
+
+    from broll.engine import int8
+
+    elsewhere = where.type == "cuda" and not torch.cuda.is_available()
+    return loading.int8 and (elsewhere or int8.reach(where) > 0)
+
+
+def idle(settings: Settings) -> str:
+    """What is asked for and changes nothing here."""
+    asked = settings.int8 and not rounds(settings.loading(), device())
+    return "int8 changes nothing: this torch, or this device, multiplies no integers" if asked else ""
 
 
 def fast_bf16() -> bool:

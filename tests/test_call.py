@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import broll
 from broll import catalog, clips, wiring
@@ -58,8 +59,17 @@ def test_length_is_said_in_seconds_and_loras_by_their_names_or_paths(place, tiny
     assert plain.spec.frames == styled.spec.frames == 9
     assert [(use.name, use.weight) for use in styled.spec.loras] == [("film", 0.8)]
     assert styled.latents_sha256 != plain.latents_sha256
+    faster = broll.clip("a lake", place / "faster.mp4", seconds=0.4, fps=24, **ASKED).record
+    assert faster.spec.frames == 9  # at 16 a second it would be 5
     with pytest.raises(BadOption, match="say the same thing"):
         broll.clip("a lake", place / "never.mp4", seconds=1, frames=17, **ASKED)
+
+
+def test_a_picture_is_kept_so_that_the_clip_can_be_repeated(place, monkeypatch):
+    Image.new("RGB", (64, 32), "teal").save(place / "sea.png")
+    made = broll.clip("a lake", place / "sea.mp4", model="tiny-i2v", image=place / "sea.png", seed=3, steps=2)
+    assert app.run(["generate", "--like", str(made.path), "--out", "again.mp4", "--quiet"]) == 0
+    assert clips.read_record(place / "again.mp4").latents_sha256 == made.record.latents_sha256
 
 
 def test_what_cannot_be_is_refused_in_one_line(place, monkeypatch):

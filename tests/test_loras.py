@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from broll import catalog, clips, loras, takes, wiring
+from broll.cli import app
 from broll.clips import Clip
 from broll.engine import pipeline
+from broll.engine.sampler import Step
 from broll.errors import BadOption, ModelMissing
 from broll.events import Work
 from broll.renderer import Flag, Renderer
@@ -125,7 +127,6 @@ def test_a_warm_renderer_forgets_the_lora_of_the_job_before(models, settings):
 
 
 def test_on_the_command_line(here, models, capsys):
-    from broll.cli import app
 
     def broll(*words):
         capsys.readouterr()
@@ -146,7 +147,6 @@ def test_on_the_command_line(here, models, capsys):
 
 
 def test_merged_on_the_command_line(here, models, capsys):
-    from broll.cli import app
 
     def broll(*words):
         capsys.readouterr()
@@ -203,15 +203,40 @@ def test_what_merging_leaves_out_is_said(models, settings):
 
 
 def test_a_negative_prompt_at_guidance_1_is_said_to_have_no_effect(here, capsys):
-    from broll.cli import app
 
     words = ["generate", "a lake", "--model", "tiny", "--seed", "1", "--negative", "blur", "--guidance", "1"]
     assert app.run(words) == 0
     assert "at guidance 1 a negative prompt has no effect" in capsys.readouterr().err
 
 
+def test_a_clip_with_a_lora_from_a_path_goes_on_where_it_is_said_to_lie(models, here, tmp_path, capsys):
+    here_too = Settings()
+    shutil.copy(models / "loras" / "film.safetensors", tmp_path / "my film.safetensors")
+    uses, places = loras.wanted(here_too, [loras.Asked(str(tmp_path / "my film.safetensors"))], paths=True)
+    model = catalog.find(here_too, "tiny")
+    config = wiring.describe(model)
+    spec = pipeline.resolve(parse(model="tiny", prompt="a lake", seed=3, loras=uses), config)
+    parts, _ = loras.on(wiring.load(model, config), spec, here_too, places)
+    first, *_, whole = [step for step in pipeline.generate(spec, parts) if isinstance(step, Step)]
+    begun = tmp_path / "x.mp4.snapshot"
+
+    def broll(*words):
+        wiring.save_snapshot(begun, spec, parts, first)
+        capsys.readouterr()
+        return app.run(
+            ["generate", "--resume", str(begun), "--json", "--force", *words]
+        ), *capsys.readouterr()
+
+    status, _, err = broll()
+    assert (status, "there is no LoRA 'my-film'" in err) == (3, True), err
+    status, _, err = broll("--lora", "lightx2v-4step")
+    assert (status, "can only say where they are" in err) == (2, True), err
+    status, out, err = broll("--lora", str(tmp_path / "my film.safetensors"))
+    assert status == 0, err
+    assert json.loads(out)["latents_sha256"] == pipeline.digest(whole.x)
+
+
 def test_loras_are_listed_and_shown(here, models, capsys):
-    from broll.cli import app
 
     def broll(*words):
         capsys.readouterr()

@@ -225,6 +225,33 @@ def test_what_was_seen_with_other_settings_is_not_planned(place, other):
     assert pace.seen(Settings(**other), "tiny") is not None
 
 
+def test_a_plan_that_streams_goes_by_runs_that_streamed(place):
+    settings = Settings()
+    model = catalog.find(settings, "tiny")
+    config = wiring.describe(model)
+    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    cost = plan.local(spec, config, settings, model).estimate
+    pace.remember(settings, "tiny", cost, 12.0, 3.0)
+    pace.remember(settings, "tiny", cost, 24.0, 3.0, streamed=True)
+    whole, streamed = (plan.local(spec, config, Settings(offload=how), model) for how in ("off", "on"))
+    assert (whole.denoise_s, streamed.denoise_s) == pytest.approx((12.0, 24.0))
+
+
+def test_int8_is_not_counted_where_it_cannot_be_and_that_is_said(place, monkeypatch):
+    import torch
+
+    from broll.engine import int8
+
+    settings = Settings(int8=True)
+    config = wiring.describe(catalog.find(settings, "tiny"))
+    cpu = torch.device("cpu")
+    for reach, said in ((127, ""), (0, "int8 changes nothing")):
+        monkeypatch.setattr(int8, "reach", lambda _, reach=reach: reach)
+        assert wiring.precision(config, cpu, settings.loading()).int8 == bool(reach)
+        assert said in wiring.idle(settings) and bool(said) == bool(wiring.idle(settings))
+    assert plan.on_a_gpu(config, settings.loading()).int8
+
+
 # --- the lever --------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from broll import catalog, loras, wiring
+from broll import catalog, loras, serving, wiring
 from broll.engine import pipeline
 from broll.events import Clip, Failed, Preview, Progress, Work
 from broll.renderer import Flag, Renderer
@@ -218,3 +218,12 @@ def test_a_larger_clip_makes_a_warm_model_stream_and_it_stays_so(deep):
     assert warm.parts.levers == (plan.STREAMING,)
     assert latents(run(renderer, "tiny")) == first
     assert renderer._warm is warm
+
+
+def test_a_devices_child_works_in_the_folders_of_its_service(tiny_models, tmp_path):
+    settings = Settings(models=tiny_models, data=tmp_path / "data", threads=1)
+    executor, _ = serving.local_executors(settings)[0]
+    assert (executor._env["BROLL_DATA"], executor._env["BROLL_MODELS"]) == (
+        str(settings.data),
+        str(settings.models),
+    )

@@ -143,26 +143,31 @@ def calibrate(
     from broll.settings import Settings
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    settings = Settings()
     asked = Options(prompt=prompt, model=model, seed=seed, image=image, last_image=last_image, no_coach=True)
     with stoppable() as stop:
-        job = prepare(asked, Settings())
+        job = prepare(asked, settings)
         if step_cache.few(job.spec):
             raise BadOption(
                 f"{job.model.name} is made for {job.spec.steps} steps: too few to skip any of them"
             )
-        ratios = measured(job, stop, quiet=quiet)
+        ratios = measured(job, settings, stop, quiet=quiet)
     tell(job, ratios, as_json=as_json)
 
 
-def measured(job: "Job", stop: Stop, *, quiet: bool) -> "Ratios":
+def measured(job: "Job", settings: "Settings", stop: Stop, *, quiet: bool) -> "Ratios":
     """Under a display; stopped, it leaves nothing behind."""
-    from broll import calibration, wiring
+    from broll import calibration
     from broll.cli.progress import display
+    from broll.plan import local
+    from broll.ready import load
 
     show = display(quiet=quiet)
     try:
         show.stage(f"loading {job.model.name}")
-        steps = calibration.measure(job.spec, wiring.load(job.model, job.config), job.pictures)
+        expected = local(job.spec, job.config, settings, job.model)
+        parts, _ = load(job.model, expected, job.config, settings, merging=False)
+        steps = calibration.measure(job.spec, parts, job.pictures)
         show.stage("measure", job.spec.steps)
         begin = time.perf_counter()
         while True:

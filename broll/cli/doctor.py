@@ -133,8 +133,7 @@ def plan_checks(settings: "Settings") -> Iterator[Check]:
         try:
             _, config = plans.wanted(settings, name)
             spec = plans.whole(parse(model=name, prompt="a clip"), config)
-            here = plans.here(spec, config, settings, model)
-            made = plans.make(spec, config, here, offload=settings.offload)
+            made = plans.local(spec, config, settings, model)
         except BrollError as error:
             yield Check("plan", "warn", f"{name}: {error}")
             continue

@@ -215,18 +215,19 @@ def ready(
     from broll import loras, nearest, wiring
     from broll.cli.coaching import announce_coach
     from broll.cli.request import prepare
-    from broll.ready import load, planned
+    from broll.plan import local
+    from broll.ready import load
 
     job = prepare(options, settings)
     stop.check()
     merging = options.merge_loras or loras.merges(job.model, job.spec, settings)
-    expected = planned(job.model, job.config, job.spec, settings, merging=merging)
+    expected = local(job.spec, job.config, settings, job.model, merging=merging)
     if not options.quiet:
         if job.coach is not None and not options.resume:
             announce_coach(job.coach)
         announce(job, expected)
-        if job.together:
-            say(job.together)
+        for note in job.notes:
+            say(note)
     if not expected.fits:
         need, free = gigabytes(expected.estimate.memory_bytes), gigabytes(expected.target.memory)
         say(
@@ -280,6 +281,7 @@ def follow(options: "Options", job: "Job", parts: "Parts", expected: "Plan", sto
     """Run it under one display; when stopped, keep what was done."""
     from broll import takes
     from broll.cli.progress import display
+    from broll.cli.typed import settings_of
 
     warn_of_other_conditions(job, parts)
     snapshot = job.resume[1] if job.resume else None
@@ -303,7 +305,7 @@ def follow(options: "Options", job: "Job", parts: "Parts", expected: "Plan", sto
     assert watch.clip is not None
     watch.clip.stills.write(job.poster, job.sheet, watch.clip.record.spec.prompt)
     if parts.team is None:  # what is remembered is the pace of one
-        watch.remember()
+        watch.remember(settings_of(options))
     return watch.clip
 
 
@@ -313,8 +315,9 @@ def warn_of_other_conditions(job: "Job", parts: "Parts") -> None:
     from broll.engine.snapshot import conditions
 
     if job.resume:
-        kernels.as_before(parts.transformer, job.resume[1].conditions.get("attention", ""))
-        differ = wiring.differences(job.resume[1].conditions, conditions(parts, job.spec))
+        before = job.resume[1].conditions
+        with kernels.as_before(parts.transformer, before.get("attention", "")):
+            differ = wiring.differences(before, conditions(parts, job.spec))
         if differ:
             say(f"warning: begun under other conditions ({', '.join(differ)}): the clip may differ a little")
 
@@ -332,6 +335,8 @@ def keep(options: "Options", job: "Job", parts: "Parts", watch: Watch) -> str:
     command = f"broll generate --resume {shlex.quote(str(path))}"
     if options.model and Path(options.model).expanduser().is_dir():
         command += f" --model {shlex.quote(options.model)}"
+    for path in job.loras.values():
+        command += f" --lora {shlex.quote(str(path))}"
     which = f" of take {take.index + 1}" if take.count > 1 else ""
     return f"stopped after step {step.index + 1} of {job.spec.steps}{which}; continue with: {command}"
 

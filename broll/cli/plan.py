@@ -60,12 +60,12 @@ def plan(
     given |= size_of(size) | frames_of(options)
     spec, found, config = asked(settings, model, given, image)
     if card is None:
-        target = plans.here(spec, config, settings, found)
+        target, can = plans.here(spec, config, settings, found), plans.possible(settings)
     else:
         how = plans.on_a_gpu(config, settings.loading())
-        target = plans.published(card, config, found, how)
+        target, can = plans.published(card, config, found, how), plans.levers()
     hour = settings.gpu_hour if gpu_hour is None else gpu_hour
-    made = plans.make(spec, config, target, gpu_hour=hour, offload=settings.offload)
+    made = plans.make(spec, config, target, can=can, gpu_hour=hour, offload=settings.offload)
     instead = [] if made.fits else nearest.nearest(made, config)
     if as_json:
         print(json.dumps(made.told() | {"nearest": instead}))

@@ -37,7 +37,7 @@ class Job:
     coach: Report | None = None
     loras: dict[str, Path] = field(default_factory=dict)  # by digest, where they are if not by their name
     resume: "tuple[Path, Snapshot] | None" = None
-    together: str = ""  # what there is to say of the processes that make it
+    notes: tuple[str, ...] = ()  # what there is to say of how it is made
 
 
 def prepare(options: Options, settings: Settings) -> Job:
@@ -51,7 +51,7 @@ def prepare(options: Options, settings: Settings) -> Job:
                 "--merge-loras needs the blocks that it merges into in memory: give --offload auto or off"
             )
         loras.check_merge(job.model, job.spec)
-    return replace(job, together=ready.check(job.spec, job.config, settings))
+    return replace(job, notes=tuple(ready.check(job.spec, job.config, settings)))
 
 
 def fresh(options: Options, settings: Settings) -> Job:
@@ -106,7 +106,17 @@ def continued(options: Options, settings: Settings) -> Job:
     artifacts = [artifact for artifact in (spec.image, spec.last_image) if artifact]
     pictures = tuple(wiring.kept_picture(settings, artifact) for artifact in artifacts)
     job = complete(options, settings, model, config, spec, pictures)
-    return replace(job, resume=(options.resume, snapshot))
+    return replace(job, loras=again(options, settings, spec), resume=(options.resume, snapshot))
+
+
+def again(options: Options, settings: Settings, spec: VideoSpec) -> dict[str, Path]:
+    """Where the LoRAs of a clip that was begun are, by their digests, if --lora says so."""
+    _, places = loras.wanted(settings, map(loras.parse, options.lora or ()), paths=True)
+    if not places.keys() <= {use.sha256 for use in spec.loras}:
+        raise BadOption(
+            "--resume goes on with the LoRAs that the clip was begun with; --lora can only say where they are"
+        )
+    return places
 
 
 def complete(
@@ -171,7 +181,9 @@ def pictures_of(options: Options, liked: VideoSpec | None, settings: Settings) -
 def warn_of_other_weights(liked: clips.Record, job: Job, settings: Settings) -> None:
     known = {name: digest for name, digest in liked.weights.items() if not name.startswith("lora ")}
     rounded = known.pop("int8", None) is not None
-    if known and (rounded != settings.int8 or known != dict(wiring.digests(job.model.folder))):
+    known.pop("native_fp8", None)
+    rounds = wiring.rounds(settings.loading(), catalog.device())
+    if known and (rounded != rounds or known != dict(wiring.digests(job.model.folder))):
         say(f"warning: that clip was made with other weights than the {job.model.name} here; it will differ")
 
 

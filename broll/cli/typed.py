@@ -87,7 +87,7 @@ def check_together(options: Options) -> None:
         raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
-    free = {"resume", "model", "merge_loras", "offload", "attention", "compile", "parallel"}
+    free = {"resume", "model", "lora", "merge_loras", "offload", "attention", "compile", "parallel"}
     free |= {"out", "format", "force", "poster", "sheet", "as_json", "quiet"}
     for option in fields(options):
         if option.name not in free and getattr(options, option.name) not in (None, False):

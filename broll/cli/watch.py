@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from broll.clips import Clip
     from broll.engine.sampler import Step
     from broll.plan import Plan
+    from broll.settings import Settings
     from broll.takes import Take
 
 
@@ -75,10 +76,11 @@ class Watch:
         times = self.times[1:] if len(self.times) > 2 else self.times
         return (times[-1] - times[0]) / (len(times) - 1)
 
-    def remember(self) -> None:
+    def remember(self, settings: "Settings") -> None:
         from broll.pace import remember
-        from broll.settings import Settings
+        from broll.plan import STREAMING
 
         if len(self.times) > 2:
             denoise_s = self.step_s() * (self.job.spec.steps or 1)
-            remember(Settings(), self.job.config.name, self.expected.estimate, denoise_s, self.decoding_s)
+            cost, streamed = self.expected.estimate, self.expected.switched_on(STREAMING)
+            remember(settings, self.job.config.name, cost, denoise_s, self.decoding_s, streamed=streamed)

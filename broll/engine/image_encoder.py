@@ -42,8 +42,8 @@ def clip_vision(config: ImageConfig) -> Any:
 
 def preprocess(image: Image.Image, side: int, how: Preprocessing = "official") -> Float[Tensor, "1 3 s s"]:
     if how == "diffusers":
-        scale = side / min(image.size)
-        size = (int(image.width * scale), int(image.height * scale))
+        short = min(image.size)
+        size = (image.width * side // short, image.height * side // short)
         image = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         scaled = pixels(image.crop((left, top, left + side, top + side))).float() / 255

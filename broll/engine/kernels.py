@@ -16,6 +16,7 @@ tests on this very kind of device. Left out: later steps, and queries between th
 import importlib.util
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -165,6 +166,11 @@ class Checked:
         self._seen.clear()
         self._news = f"attention {self.kernel_name} was dropped, {self.other} goes on: {why}"
 
+    def restore(self) -> None:
+        """Nothing was wrong with it here."""
+        self.dropped, self.__name__ = "", self.kernel_name
+        self._seen.clear()
+
     def news(self) -> str:
         """What has to be told, once."""
         told, self._news = self._news, ""
@@ -210,9 +216,19 @@ def verdict(model: Transformer) -> str:
     return "; ".join(filter(None, (check.verdict for check in checks(model))))
 
 
-def as_before(model: Transformer, attention: str) -> None:
-    """Go on as a snapshot's conditions say: without a kernel that was dropped before it was made."""
-    for check in checks(model):
-        if attention == f"{check.other} after {check.kernel_name}" and not check.dropped:
-            check.drop("it was dropped before the snapshot was made")
-            check.news()
+@contextmanager
+def as_before(model: Transformer, attention: str) -> Iterator[None]:
+    """For one clip, go on as its snapshot's conditions say: without a kernel that was dropped before."""
+    aside = [
+        check
+        for check in checks(model)
+        if attention == f"{check.other} after {check.kernel_name}" and not check.dropped
+    ]
+    for check in aside:
+        check.drop("it was dropped before the snapshot was made")
+        check.news()
+    try:
+        yield
+    finally:
+        for check in aside:
+            check.restore()

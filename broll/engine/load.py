@@ -205,8 +205,7 @@ def load(
         transformer = for_cpu(transformer)
     if away is not None:
         offload.stream(transformer, away, device, pinnable)
-    if precision.native_fp8:
-        fp8.use(transformer)
+    native = fp8.use(transformer) if precision.native_fp8 else 0
     kernels.use(transformer, attention, device)
     return Parts(
         config=config,
@@ -215,7 +214,7 @@ def load(
         vae=in_strips(on_device(vae, device).eval(), team),
         image=None if config.image is None else eyes(folder, config.image, device, precision.image),
         device=device,
-        digests=digests + int8.rounding(rounded, device),
+        digests=digests + int8.rounding(rounded, device) + fp8.multiplied(native),
         levers=("text_first",) * text_first + ("block_streaming",) * streamed,
         compiler=compiler,
         team=team,

@@ -108,6 +108,8 @@ def checked(values: Mapping[str, object], source: str) -> Recommended:
         raise BadCheckpoint(f"{source} says {odd!r}; it can say {', '.join(possible)}")
     try:
         weight = float(str(values.get("weight", 1.0)))
+        if not -10 <= weight <= 10:
+            raise BadCheckpoint(f"{source}: weight is {weight:g}; it can be -10 to 10")
         spec = parse(model="lora", prompt="-", **{key: values[key] for key in NUMBERS if key in values})
     except (BadRequest, ValueError) as error:
         raise BadCheckpoint(f"{source}: {error}") from None

@@ -53,11 +53,13 @@ class Ulysses:
 
 
 class Ring:
-    """An attend in place of another. `tokens`: how many each process of the group has."""
+    """An attend in place of another, under its name: a record says the layout apart. `tokens`: how many each process of
+    the group has.
+    """
 
-    def __init__(self, group: Group, tokens: Sequence[int]) -> None:
+    def __init__(self, dense: Attend, group: Group, tokens: Sequence[int]) -> None:
         self._group, self._tokens = group, list(tokens)
-        self.__name__ = "ring"
+        self.__name__ = dense.__name__
 
     def __call__(self, q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
         assert call.key_bias is None, "among video tokens there is no bias"
@@ -102,5 +104,5 @@ def attend(dense: Attend, mesh: Mesh, tokens: Sequence[int]) -> Attend:
     """What computes self-attention in this layout. `tokens`: how many each process of mesh.tokens has."""
     layout = mesh.layout
     blocks = [list(tokens[i : i + layout.ulysses]) for i in range(0, len(tokens), layout.ulysses)]
-    inner = Ring(mesh.ring, [sum(block) for block in blocks]) if layout.ring > 1 else dense
+    inner = Ring(dense, mesh.ring, [sum(block) for block in blocks]) if layout.ring > 1 else dense
     return Ulysses(inner, mesh.ulysses, blocks[mesh.ring.rank]) if layout.ulysses > 1 else inner

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -97,6 +96,9 @@ def save(path: Path, snapshot: Snapshot) -> None:
         raise OutputError(f"the snapshot {path} cannot be written: {error}") from error
 
 
+BROKEN = (SafetensorError, OSError, LookupError, ValueError, TypeError, ArithmeticError, RecursionError)
+
+
 def load(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
@@ -111,8 +113,9 @@ def load(path: Path) -> Snapshot:
             history=tuple(tensors[f"history.{i}"] for i in range(count)),
         )
         spec = VideoSpec.model_validate_json(header["spec"])
-        return Snapshot(spec, step, json.loads(header["conditions"]), header.get("memo", ""))
+        found = {str(name): str(value) for name, value in dict(json.loads(header["conditions"])).items()}
+        return Snapshot(spec, step, found, header.get("memo", ""))
     except FileNotFoundError:
         raise BadSnapshot(f"there is no snapshot at {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
+    except BROKEN as error:
         raise BadSnapshot(f"{path} is not a snapshot of broll: {str(error).splitlines()[0]}") from error

@@ -105,7 +105,10 @@ def test_in_fp8_an_input_is_rounded_once_for_all_that_share_it(tmp_path, monkeyp
     if not fp8.available(torch.device("cpu")):
         pytest.skip("this torch multiplies no fp8 on a CPU")
     folder = files.comfy_folder(tmp_path, "fp8-rows")
-    model = load(folder, "tiny", precision=Precision(native_fp8=True)).transformer
+    parts = load(folder, "tiny", precision=Precision(native_fp8=True))
+    model = parts.transformer
+    assert dict(parts.digests)["native_fp8"].endswith(" matrices")  # a snapshot and a record tell it
+    assert "native_fp8" not in dict(load(folder, "tiny").digests)
     wanted, asked, rounded = velocities(model), [], fp8.rounded
     monkeypatch.setattr(fp8, "rounded", lambda x: asked.append(x) or rounded(x))
     assert relative(fast(model, Compiler(compiled.ON, None)), wanted) < 1e-3

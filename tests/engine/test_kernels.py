@@ -143,11 +143,32 @@ def test_a_clip_goes_on_without_the_kernel_that_was_dropped_before(register, tin
     before = snapshot.conditions(first)
     second = loaded(tiny_models, "nan")
     assert snapshot.conditions(second) != before
-    kernels.as_before(second.transformer, before["attention"])
-    assert snapshot.conditions(second) == before
-    again, told = run(second, resume=steps[0])
+    with kernels.as_before(second.transformer, before["attention"]):
+        assert snapshot.conditions(second) == before
+        again, told = run(second, resume=steps[0])
     assert told == []
     assert torch.equal(again[-1].x, steps[-1].x)
+
+
+def test_a_kernel_that_failed_elsewhere_is_used_for_the_next_clip(register, tiny_models):
+    register(good)
+    parts = loaded(tiny_models, "good")
+    whole = snapshot.conditions(parts)
+    with kernels.as_before(parts.transformer, "sdpa after good"):
+        run(parts)
+        assert kernels.verdict(parts.transformer).startswith("good dropped")
+    assert snapshot.conditions(parts) == whole
+    run(parts)
+    assert kernels.verdict(parts.transformer).startswith("good: first step within")
+
+
+def test_one_that_fails_here_stays_dropped(register, tiny_models):
+    register(nan)
+    parts = loaded(tiny_models, "nan")
+    run(parts)
+    with kernels.as_before(parts.transformer, "sdpa after nan"):
+        pass
+    assert kernels.verdict(parts.transformer).startswith("nan dropped")
 
 
 class Said(mesh.Team):
@@ -167,14 +188,19 @@ def test_in_a_group_the_others_go_on_without_it_too(register, tiny_models, monke
     register(nan)
     first, team = loaded(tiny_models, "nan"), Said()
     spec = resolve(parse(model="tiny", prompt="a lake", seed=1), first.config)
-    monkeypatch.setattr(pipeline, "generate", lambda *_: (_ for _ in ()))
-    kernels.as_before(first.transformer, "sdpa after nan")
-    assert list(group.generate(spec, replace(first, team=team), {}, None)) == []
-    (order,) = team.orders
-    other = Follower(team, Settings())
+    other, seen = Follower(team, Settings()), []
     other._worn = loaded(tiny_models, "nan")
+
+    def generated(_spec, parts, *_):
+        seen.append(parts.transformer.attend_name)
+        yield from ()
+
+    monkeypatch.setattr(pipeline, "generate", generated)
+    with kernels.as_before(first.transformer, "sdpa after nan"):
+        assert list(group.generate(spec, replace(first, team=team), {}, None)) == []
+    (order,) = team.orders
     other._do(order)
-    assert snapshot.conditions(other._worn) == snapshot.conditions(first)
+    assert seen == ["sdpa after nan"] * 2
     assert kernels.news(other._worn.transformer) == []
 
 

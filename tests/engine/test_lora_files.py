@@ -245,6 +245,8 @@ def test_a_file_beside_it_is_believed_before_the_header_and_the_name(made, tmp_p
         "step = 4",
         "steps = ",
         'weight = "much"',
+        "weight = 12",
+        "weight = nan",
         "guidance = -1",
         'grid = "fine"',
     ],

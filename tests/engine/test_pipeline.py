@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from broll.engine import conditioning, pipeline, preview, snapshot, step_cache
 from broll.engine.config import Ratios
@@ -88,6 +90,28 @@ def test_a_damaged_snapshot_is_refused(tmp_path, parts):
     with pytest.raises(BadSnapshot, match="no snapshot"):
         snapshot.load(path)
     path.write_bytes(b"nonsense")
+    with pytest.raises(BadSnapshot, match="not a snapshot"):
+        snapshot.load(path)
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"sigma": "0x1p5000"},
+        {"conditions": "[" * 5000},
+        {"conditions": "[1, 2]"},
+        {"conditions": "3"},
+        {"index": "many"},
+        {"spec": "{}"},
+    ],
+)
+def test_a_forged_snapshot_is_refused(forged, tmp_path, parts):
+    path, spec = tmp_path / "clip.snapshot", ask(parts, steps=2)
+    step = split(generate(spec, parts))[0][0]
+    snapshot.save(path, snapshot.Snapshot(spec, step, snapshot.conditions(parts)))
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    save_file(load_file(path), path, header | forged)
     with pytest.raises(BadSnapshot, match="not a snapshot"):
         snapshot.load(path)
 

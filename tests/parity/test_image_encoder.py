@@ -1,5 +1,6 @@
 """CLIP's view of a picture, against transformers' own module and image processor."""
 
+import pytest
 import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -34,12 +35,17 @@ def test_features_are_those_before_the_last_layer():
     assert expected.shape == (1, 17, 40)
 
 
-def test_the_diffusers_view_is_the_one_of_its_image_processor():
+@pytest.mark.parametrize(
+    "size", [None, (306, 500), (722, 444), (810, 612)]
+)  # 224 / 306 * 306 is below 224 in floats
+def test_the_diffusers_view_is_the_one_of_its_image_processor(size):
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    expected = processor(picture(), return_tensors="pt")["pixel_values"]
-    assert relative(preprocess(picture(), 56, "diffusers"), expected) < LIMIT
+    side = 56 if size is None else 224
+    processor = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+    shown = picture() if size is None else picture().resize(size)
+    expected = processor(shown, return_tensors="pt")["pixel_values"]
+    assert relative(preprocess(shown, side, "diffusers"), expected) < LIMIT
 
 
 def test_the_official_view_keeps_the_sides_that_the_other_one_cuts_off():

@@ -92,6 +92,14 @@ def test_an_estimate_says_seconds_and_where_they_come_from(client):
     assert told["money"] is None  # no setting gpu_hour
 
 
+def test_seconds_are_counted_at_the_frames_a_second_that_are_asked_for(client):
+    asked = SMALL | {"duration": 0.4, "fps": 24}
+    asked.pop("frames", None)
+    job = client.post("/v1/video/generate", json=asked).raise_for_status().json()
+    assert client.get(f"/v1/jobs/{job['job_id']}").json()["frames"] == 9  # at 16 it would be 5
+    client.post(f"/v1/jobs/{job['job_id']}/cancel")
+
+
 def test_too_many_seconds_are_refused_naming_the_most(client):
     refused = client.post("/v1/video/generate", json=SMALL | {"duration": 60})
     assert refused.status_code == 422
