@@ -1,7 +1,7 @@
 """Files from the Hugging Face hub: listed, fetched side by side, taken up where they stopped, checked byte for byte.
 
     listing      the files of one commit, each with its size and its digest: sha256 for large ones, git's sha1 for small
-    fetch        into a folder; what was half fetched lies in `.fetching/DIGEST` and is gone on with
+    fetch        into a folder; what was half fetched lies in `.fetching/DIGEST-HASH` and is gone on with
 
 Everything goes through huggingface_hub, so that HF_ENDPOINT (a mirror), HF_TOKEN, HF_HUB_OFFLINE and the proxies mean
 what they mean elsewhere. Its own downloads begin anew in every process; so only its request, with a Range, is used.

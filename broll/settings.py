@@ -1,4 +1,4 @@
-"""The only reader of the environment and of broll.toml.
+"""The only reader of broll.toml, and of broll's settings in the environment.
 
 Each name is a variable BROLL_NAME, or NAME in the file that BROLL_CONFIG names (else ./broll.toml). The
 environment wins; a command's own flag wins over both. A name that is not here is refused.

@@ -91,9 +91,9 @@ def memory_checks(settings: "Settings") -> Iterator[Check]:
     from broll.catalog import free_main_memory
 
     free = free_main_memory()
-    status = "ok" if free > 3e9 else "warn"
+    status = "ok" if free > 1e9 else "warn"
     yield Check(
-        "memory", status, f"{gigabytes(free)} free", "" if status == "ok" else "nano needs about 2.5 GB"
+        "memory", status, f"{gigabytes(free)} free", "" if status == "ok" else "nano needs about 0.7 GB"
     )
     for name, folder in (("models", settings.models), ("data", settings.data)):
         there = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))

@@ -3,8 +3,8 @@
     y = sx sw' * (p q') + b,    q = W / sw rounded, sw = max|row| / reach;    p = x / sx rounded, sx = max|token| / 127
 
 Sums are exact integers, so all that is lost is lost in rounding: `rounded` and `product` are its definition, and a test
-holds the kernels to them bit for bit. `reach` is 127; a CPU without VNNI adds two products in 16 bits, which overflow
-beyond 64, so there it is 63 and a weight has 7 bits. One product says which it is.
+holds the kernels to them, sums exactly and results to 1e-6. `reach` is 127; a CPU without VNNI adds two products in 16
+bits, which overflow beyond 64, so there it is 63 and a weight has 7 bits. One product says which it is.
 
 A matrix that would lose more than LIMIT of itself stays as it is. So do those that the checkpoint has quantized.
 

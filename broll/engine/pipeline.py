@@ -2,7 +2,8 @@
 
     spec -> resolve -> text, image -> noise -> steps -> latents -> frames
 
-`generate` is a generator: it yields a Step after each denoising step, then Frames as the VAE decodes them.
+`generate` is a generator: it yields a Step after each denoising step, then Frames as the VAE decodes them; and
+Decoded while they wait for others, Warned where there is something to say.
 Whoever iterates owns progress, preview, snapshot and cancel (closing it stops the work).
 """
 

@@ -1,7 +1,7 @@
 """What this device does in a second, measured at the shapes of a model in about two.
 
     linear         operations of one transformer block without its attention: its Linears and all that lies between
-    attention      operations of the kernel that load.py chooses, at as many tokens as the clip has or time allows
+    attention      operations of the kernel that load.py chooses (on a GPU SDPA), at as many tokens as time allows
     convolution    operations of the VAE's decoder: two latents, or its widest blocks on a small picture
     text           operations of a matrix product with as many rows as a prompt has
     copy           bytes read and written

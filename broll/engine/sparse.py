@@ -1,6 +1,7 @@
 """The attend seam of self-attention, with far pairs of tokens left out: radial attention, without training.
 
-Every frame is cut into bands of rows, some 256 tokens each. Of two frames d apart, band a attends band b if
+Every frame is cut into 4 to 8 bands of consecutive tokens, 256 or more if it has them. Of two frames d apart, band a
+attends band b if
 
     d = 0, or b is in the first frame          each frame sees itself, and all see the first (a sink)
     |a - b| <= w / 2^floor(log2 d)             else a window that halves when the distance doubles;
