@@ -5,6 +5,8 @@ WanPipeline on the same weights with the same steps, size and guidance, also in 
 
     first    with an empty BROLL_DATA: it looks at the machine, and reads the text encoder
     again    with what the first one kept: rates, timings, features of the prompt
+
+`--before FOLDER` runs another checkout of broll in turn instead of diffusers, both with that checkout's nano.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 PROMPT = "aerial drone shot slowly circling a lighthouse on rocky coast, ocean waves below, golden hour"
 DIFFUSERS = """
 import json, pathlib, sys, torch, broll_nano
@@ -29,10 +32,12 @@ assert len(frames) == own["frames"] and frames[0].shape[:2] == (own["size"][1], 
 """
 
 
-def run(command: list[str], data: Path) -> tuple[float, int]:
-    """Seconds and peak resident bytes of one process."""
-    begin, place = time.perf_counter(), os.environ | {"BROLL_DATA": str(data)}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=place)
+def run(command: list[str], data: Path, home: Path = ROOT) -> tuple[float, int]:
+    """Seconds and peak resident bytes of one process, of the broll that lies in `home`."""
+    begin = time.perf_counter()
+    place = os.environ | {"BROLL_DATA": str(data), "PYTHONPATH": f"{home}{os.pathsep}{home / 'nano'}"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=place, cwd=home, **quiet)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[:4]} failed")
@@ -43,20 +48,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--before", type=Path, metavar="FOLDER")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "clip.mp4")
-        ours = [sys.executable, "-m", "broll", "generate", PROMPT, "--model", "nano", "--seed", "1"]
-        ours += ["--out", out, "--force", "--quiet"]
-        commands = {
-            "broll generate, first": ours,
-            "broll generate, again": ours,
-            "diffusers, no file": [sys.executable, "-c", DIFFUSERS, PROMPT],
-        }
+        ours = [
+            sys.executable,
+            "-m",
+            "broll",
+            "generate",
+            PROMPT,
+            "--seed",
+            "1",
+            "--out",
+            out,
+            "--force",
+            "--quiet",
+        ]
+        ours += ["--model", "nano" if args.before is None else str(args.before / "nano/broll_nano/model")]
+        rival = [sys.executable, "-c", DIFFUSERS, PROMPT]
+        commands = {"broll generate, first": (ours, ROOT), "broll generate, again": (ours, ROOT)}
+        if args.before is None:
+            commands["diffusers, no file"] = (rival, ROOT)
+        else:
+            commands |= {"before, first": (ours, args.before), "before, again": (ours, args.before)}
         found: dict[str, list[tuple[float, int]]] = {name: [] for name in commands}
         for turn in range(args.runs):
-            for name, command in commands.items():
-                found[name].append(run(command, Path(folder) / f"data {turn}"))
+            for name, (command, home) in commands.items():
+                data = Path(folder) / f"data {turn} {home == ROOT}"
+                found[name].append(run(command, data, home))
     rows = {
         name: {"seconds": sorted(t for t, _ in runs)[len(runs) // 2], "peak_bytes": max(m for _, m in runs)}
         for name, runs in found.items()
