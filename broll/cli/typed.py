@@ -110,7 +110,10 @@ def frames_of(options: Options) -> dict[str, int]:
         return {"frames": options.frames}
     if options.seconds is None:
         return {}
-    frames = nearest(options.seconds)
+    try:
+        frames = nearest(options.seconds)
+    except BadOption as error:
+        raise BadOption(f"--{error}") from None  # --seconds is ...
     if abs(frames - options.seconds * FPS) > 1:
         say(
             f"{options.seconds:g} s is not a length the model makes; "
