@@ -71,7 +71,13 @@ def alike(x: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Te
     return x.new_empty(x.shape, dtype=dtype)
 
 
-ALIKE = ("gelu", "silu", "neg", "cos", "sin", "clamp", "rsqrt", "empty_like", "zeros_like", "ones_like")
+def itself(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+ALIKE = (
+    "gelu", "silu", "neg", "cos", "sin", "clamp", "rsqrt", "clone", "empty_like", "zeros_like", "ones_like",
+)  # fmt: skip
 aten = torch.ops.aten
 OUTLINES: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: lambda bias, x, weight: x.new_empty(x.shape[0], weight.shape[1]),
@@ -88,4 +94,9 @@ OUTLINES: dict[Any, Callable[..., Any]] = {
     aten.addcmul.default: paired,
     aten.pow.Scalar: paired,
     aten.pow.Tensor_Scalar: alike,
+    aten._upsample_nearest_exact2d.default: lambda x, size, *_: x.new_empty(*x.shape[:2], *size),  # noqa: SLF001
+    aten.silu_.default: itself,
+    aten.mul_.Tensor: itself,
+    aten.add_.Tensor: itself,
+    aten.add_.Scalar: itself,
 } | {getattr(aten, name).default: alike for name in ALIKE}
