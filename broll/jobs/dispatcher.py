@@ -95,6 +95,7 @@ class Dispatcher:
             slot.executor.close()
         self._closed.set()
         self._heart.join(10.0)
+        self._broom.join(5.0)  # it holds a connection; but a storage that does not answer holds it
 
     # --- one device ---------------------------------------------------------------------------------------
 

@@ -25,6 +25,11 @@ def waiting(database):
     )
 
 
+async def looked(watch):
+    """A look that is underway has a connection, and its thread outlives the loop."""
+    await asyncio.wait_for(watch._task, 30)
+
+
 def test_who_waits_is_woken_by_word_of_mouth_from_another_thread(database, waiting):
     """The database says that the job goes on: only what is told can end the waiting."""
     watch = Watch(database, threading.Event())
@@ -38,6 +43,7 @@ def test_who_waits_is_woken_by_word_of_mouth_from_another_thread(database, waiti
         await asyncio.wait_for(asyncio.gather(*two), 30)
         other.cancel()
         teller.join()
+        await looked(watch)
 
     asyncio.run(wait())
 
@@ -49,6 +55,7 @@ def test_a_job_that_is_gone_or_done_ends_the_waiting_by_itself(database, waiting
         await asyncio.wait_for(watch.done("no-such-job", LONG_S), 30)
         Store(database, Policy()).cancel(waiting.tenant_id, waiting.id)
         await asyncio.wait_for(watch.done(waiting.id, LONG_S), 30)
+        await looked(watch)
 
     asyncio.run(wait())
 
@@ -59,6 +66,7 @@ def test_telling_when_nobody_waits_or_the_loop_is_closed_does_no_harm(database, 
 
     async def wait():
         await watch.done(waiting.id, 0.01)
+        await looked(watch)
 
     asyncio.run(wait())
     watch.tell(waiting.id)
