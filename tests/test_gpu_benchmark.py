@@ -60,6 +60,7 @@ def test_every_part_runs_where_only_torch_and_transformers_are_installed_and_sma
     assert "| t2v-14b 720p exact, fused |" in table
 
 
+@pytest.mark.slow
 def test_a_part_alone_runs_where_only_torch_and_transformers_are_installed(tmp_path):
     rows, _ = run(tmp_path / "rows.json", "--parts", "rates")
     assert len(rows) > 3

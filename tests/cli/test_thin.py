@@ -28,7 +28,7 @@ def run(*words: str) -> subprocess.CompletedProcess:
     "words",
     [
         ("generate", "a lake", "--seconds", "3", "--size", "832x480", "--poster", *NOBODY),
-        ("jobs", "list", *NOBODY),
+        pytest.param(("jobs", "list", *NOBODY), marks=pytest.mark.slow),
         ("jobs", "download", "job_1", *NOBODY),
     ],
 )

@@ -74,11 +74,13 @@ IDLE = {  # the first changes nothing beside the second, and says so
     ("magcache", "few steps"): "changes nothing: 3 steps are too few",
     ("teacache", "few steps"): "changes nothing: 3 steps are too few",
 }
-# Two that each make a clip of their own have nothing to be compared with, and take the longest.
+# In `make test` those that exclude each other, and those with streaming, which must change no bit; the others are long.
 CASES = [
-    pytest.param(a, b, marks=pytest.mark.slow)
-    if a.bound is None and b.bound is None and frozenset((a.name, b.name)) not in EXCLUDED
-    else (a, b)
+    (a, b)
+    if frozenset((a.name, b.name)) in EXCLUDED
+    or (a.name, b.name) in IDLE
+    or "block streaming" in (a.name, b.name)
+    else pytest.param(a, b, marks=pytest.mark.slow)
     for a, b in PAIRS
 ]
 
