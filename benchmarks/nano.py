@@ -52,19 +52,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "clip.mp4")
-        ours = [
-            sys.executable,
-            "-m",
-            "broll",
-            "generate",
-            PROMPT,
-            "--seed",
-            "1",
-            "--out",
-            out,
-            "--force",
-            "--quiet",
-        ]
+        ours = [sys.executable, "-m", "broll", "generate", PROMPT, "--seed", "1", "--quiet"]
+        ours += ["--out", out, "--force"]
         ours += ["--model", "nano" if args.before is None else str(args.before / "nano/broll_nano/model")]
         rival = [sys.executable, "-c", DIFFUSERS, PROMPT]
         commands = {"broll generate, first": (ours, ROOT), "broll generate, again": (ours, ROOT)}

@@ -47,12 +47,13 @@ def clip(
     found = catalog.find(settings, model) if model else catalog.best(settings, catalog.task_for(pictures))
     config = wiring.describe(found)
     artifacts = {name: picture.artifact for name, picture in pictures.items()}
-    if seconds is not None:
-        fields["frames"] = frames_of(seconds, fields.get("fps") or config.defaults.fps)
     uses, places = loras.wanted(settings, map(loras.parse, lora), paths=True)
     given = artifacts | fields | ({"loras": uses} if uses else {})
-    asked = takes.retaken(parse(model=found.name, prompt=prompt, **given))
-    asked, _ = loras.fitted(asked, settings, places)
+    asked = parse(model=found.name, prompt=prompt, **given)
+    if seconds is not None:
+        frames = frames_of(seconds, asked.fps or config.defaults.fps)
+        asked = parse(**asked.model_dump() | {"frames": frames})
+    asked, _ = loras.fitted(takes.retaken(asked), settings, places)
     takes.check(asked)
     spec = pipeline.resolve(asked, config, picture=pictures["image"].image if "image" in pictures else None)
     ready.check(spec, config, settings)

@@ -8,27 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from tests import without
+
 ROOT = Path(__file__).parent.parent
 WITHOUT = ("pydantic", "av", "ftfy", "diffusers", "cv2", "platformdirs")
-START = f"""
-import runpy, sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {WITHOUT}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Missing())
-runpy.run_module("benchmarks.gpu", run_name="__main__")
-"""
+START = 'import runpy; runpy.run_module("benchmarks.gpu", run_name="__main__")'
 FP8 = {"fp8 by rows, as the engine", "fp8 by rows, fast sums"}  # not every torch multiplies them on a CPU
 ON_GPU_ONLY = {f"attention {size}, {name}" for size in ("480p", "720p") for name in ("cudnn", "efficient")}
 
 
 def run(file, *arguments):
     given = ["--tiny", "--device", "cpu", "--json", str(file), *arguments]
-    done = subprocess.run(
-        [sys.executable, "-c", START, *given],
-        capture_output=True, text=True, check=False, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = without.run(WITHOUT, START, *given, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     return json.loads(file.read_text())["rows"], done.stdout
 

@@ -325,13 +325,16 @@ def warn_of_other_conditions(job: "Job", parts: "Parts") -> None:
 def keep(options: "Options", job: "Job", parts: "Parts", watch: Watch) -> str:
     """Save the last step beside the output, and say how to go on."""
     from broll import wiring
+    from broll.engine import kernels
 
     step, take = watch.step, watch.take
     if step is None or take is None:
         again = f"; continue with: broll generate --resume {shlex.quote(str(options.resume))}"
         return "stopped before the first step" + (again if options.resume else "; nothing was written")
     path = job.out.with_name(job.out.name + ".snapshot")
-    wiring.save_snapshot(path, take.spec, parts, step, take.memo)
+    begun = job.resume[1].conditions.get("attention", "") if job.resume else ""
+    with kernels.as_before(parts.transformer, begun):  # as it was denoised
+        wiring.save_snapshot(path, take.spec, parts, step, take.memo)
     command = f"broll generate --resume {shlex.quote(str(path))}"
     if options.model and Path(options.model).expanduser().is_dir():
         command += f" --model {shlex.quote(options.model)}"

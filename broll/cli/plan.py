@@ -11,6 +11,7 @@ from broll.cli.output import duration, gigabytes
 
 if TYPE_CHECKING:
     from broll.catalog import Installed
+    from broll.cli.typed import Options
     from broll.engine.config import ModelConfig
     from broll.plan import Plan
     from broll.settings import Settings
@@ -47,7 +48,7 @@ def plan(
     """Say what a clip takes before it is made: seconds, memory, money, and what fits if it does not."""
     from broll import cards, nearest
     from broll import plan as plans
-    from broll.cli.typed import Options, check_together, frames_of, size_of
+    from broll.cli.typed import Options, check_together, size_of
     from broll.engine import guidance as guiding
     from broll.engine import step_cache
     from broll.settings import Settings
@@ -57,8 +58,7 @@ def plan(
     check_together(options)
     given = {"prompt": prompt or PROMPT, "steps": steps, "guidance": guidance, "takes": takes}
     given |= {"quality": quality, "guidance_until": guidance_until}
-    given |= size_of(size) | frames_of(options)
-    spec, found, config = asked(settings, model, given, image)
+    spec, found, config = asked(settings, model, given | size_of(size), options, image)
     if card is None:
         target, can = plans.here(spec, config, settings, found), plans.possible(settings)
     else:
@@ -77,17 +77,20 @@ def plan(
 
 
 def asked(
-    settings: "Settings", model: str | None, given: dict[str, Any], image: Path | None
+    settings: "Settings", model: str | None, given: dict[str, Any], options: "Options", image: Path | None
 ) -> "tuple[VideoSpec, Installed | None, ModelConfig]":
-    """The clip, and the model that would make it, if it is here."""
+    """The clip, and the model that would make it, if it is here. `options`: its length."""
     from broll import loras, wiring
     from broll import plan as plans
+    from broll.cli.typed import frames_of
     from broll.spec import parse
 
-    parse(**given | {"model": model or "best"})
+    length = {} if options.frames is None else {"frames": options.frames}
+    parse(**given | length | {"model": model or "best"})
     wiring.use_threads(settings)
     first = None if image is None else wiring.read_picture(image)
     found, config = plans.wanted(settings, model, "t2v" if first is None else "i2v")
+    given = given | frames_of(options, config.defaults.fps)
     start = {} if first is None else {"image": first.artifact}
     spec, _ = loras.fitted(parse(**given | start | {"model": config.name}), settings, {})
     return plans.whole(spec, config, None if first is None else first.image), found, config

@@ -143,6 +143,6 @@ def context(
 
     settings, name = Settings(), catalog.published_name(model) or model
     config = PUBLISHED.get(name) or wiring.describe(catalog.find(settings, name))
-    fields = size_of(size) | frames_of(Options(seconds=seconds))
+    fields = size_of(size) | frames_of(Options(seconds=seconds), config.defaults.fps)
     spec = parse(model=name, prompt=text, guidance=guidance, **fields)
     return coaching.context(config, spec, settings, use=preset, style=style)

@@ -62,7 +62,7 @@ def fresh(options: Options, settings: Settings) -> Job:
     given |= {
         field: getattr(options, name) for name, field in PLAIN.items() if getattr(options, name) is not None
     }
-    given |= size_of(options.size) | frames_of(options)
+    given |= size_of(options.size) | ({} if options.frames is None else {"frames": options.frames})
     if "prompt" not in given:
         raise BadPrompt('there is no prompt: broll generate "what the clip shows and how the camera moves"')
     name = options.model or given.get("model")
@@ -72,8 +72,9 @@ def fresh(options: Options, settings: Settings) -> Job:
     given |= {field: picture.artifact for field, picture in pictures.items()}
     task = catalog.task_for(pictures)
     model = catalog.find(settings, name) if name is not None else catalog.best(settings, task)
-    spec = parse(**given | {"model": model.name})
     config, places = wiring.describe(model), dict[str, Path]()
+    given |= frames_of(options, given.get("fps") or config.defaults.fps)
+    spec = parse(**given | {"model": model.name})
     if not liked:
         spec = takes.retaken(spec)
     if options.lora:

@@ -81,6 +81,8 @@ def check_together(options: Options) -> None:
     """Options that exclude or need each other."""
     if options.seconds is not None and options.frames is not None:
         raise BadOption("--seconds and --frames say the same thing: give one of them")
+    if options.seconds is not None:
+        length(options.seconds)
     if options.last_image and not options.image:
         raise BadOption("--last-image needs a first picture: give --image too")
     if options.no_coach and (options.fix or options.preset or options.style):
@@ -104,22 +106,26 @@ def size_of(text: str | None) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def frames_of(options: Options) -> dict[str, int]:
-    """--frames as it is; --seconds to the nearest 4k + 1 frames."""
+def frames_of(options: Options, fps: int) -> dict[str, int]:
+    """--frames as it is; --seconds to the nearest 4k + 1 frames at the model's rate."""
     if options.frames is not None:
         return {"frames": options.frames}
     if options.seconds is None:
         return {}
-    try:
-        frames = nearest(options.seconds)
-    except BadOption as error:
-        raise BadOption(f"--{error}") from None  # --seconds is ...
-    if abs(frames - options.seconds * FPS) > 1:
+    frames = length(options.seconds, fps)
+    if abs(frames - options.seconds * fps) > 1:
         say(
             f"{options.seconds:g} s is not a length the model makes; "
-            f"the nearest is {frames} frames, {frames / FPS:.2f} s"
+            f"the nearest is {frames} frames, {frames / fps:.2f} s"
         )
     return {"frames": frames}
+
+
+def length(seconds: float, fps: int = FPS) -> int:
+    try:
+        return nearest(seconds, fps)
+    except BadOption as error:
+        raise BadOption(f"--{error}") from None  # --seconds is ...
 
 
 # --- names of files --------------------------------------------------------------------------------------

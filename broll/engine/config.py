@@ -14,7 +14,7 @@ LONGEST_S = 600  # that is believed to be meant
 
 
 def frames_of(seconds: float, fps: int = FPS) -> int:
-    """The nearest length that a causal autoencoder makes: 4k + 1 frames."""
+    """The nearest length that a causal autoencoder makes, 4k + 1 frames, at `fps` frames a second. Raises BadOption."""
     if not 0 < seconds <= LONGEST_S:
         raise BadOption(f"seconds is {seconds:g}; it must be above 0 and at most {LONGEST_S}")
     return max(1, 4 * round((seconds * fps - 1) / 4) + 1)

@@ -1,6 +1,7 @@
 """A prompt becomes a file; the file says how; and the same again is the same."""
 
 import json
+import shutil
 
 import pytest
 
@@ -54,6 +55,19 @@ def test_seconds_become_the_nearest_possible_length_and_that_is_said(broll):
     ran = broll("generate", "a lake", *MODEL, "--seconds", "0.5", "--json")
     assert ran.json["spec"]["frames"] == 9
     assert "not a length" not in ran.err
+
+
+def test_seconds_are_counted_at_the_models_own_rate(broll, place, tiny_models, monkeypatch):
+    shutil.copytree(tiny_models / "tiny", place / "models" / "fast")
+    about = json.loads((place / "models" / "fast" / "broll.json").read_text())
+    about["defaults"]["fps"] = 24
+    (place / "models" / "fast" / "broll.json").write_text(json.dumps(about))
+    monkeypatch.setenv("BROLL_MODELS", str(place / "models"))
+    asked = ("a lake", "--model", "fast", "--seconds", "0.4", "--json")
+    assert (
+        broll("generate", *asked, "--steps", "2").json["spec"]["frames"] == 9
+    )  # at 16 a second it would be 5
+    assert broll("plan", *asked).json["frames"] == 9
 
 
 def test_like_repeats_a_clip_bit_for_bit(broll):

@@ -1,27 +1,15 @@
 """A machine with `pip install broll` and nothing more: what asks a server, and the coach, work there."""
 
-import subprocess
-import sys
-
 import pytest
 
+from tests import without
+
 ENGINE = ("torch", "av", "cv2", "transformers", "safetensors", "jaxtyping", "ftfy", "sentencepiece", "gguf")
-START = f"""
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {ENGINE}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Missing())
-from broll.cli.app import main
-main()
-"""
 NOBODY = ("--server", "http://127.0.0.1:9")
 
 
-def run(*words: str) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-c", START, *words]
-    return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+def run(*words: str):
+    return without.run(ENGINE, "from broll.cli.app import main; main()", *words)
 
 
 @pytest.mark.parametrize(

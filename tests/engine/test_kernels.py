@@ -2,12 +2,15 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from broll import group
+from broll.cli.generate import keep
+from broll.cli.typed import Options
 from broll.engine import attention, kernels, mesh, pipeline, snapshot
 from broll.engine.attention import AttendCall, Backend, sdpa
 from broll.engine.kernels import Checked, Here
@@ -19,6 +22,7 @@ from broll.errors import BadOption
 from broll.follower import Follower
 from broll.settings import Settings
 from broll.spec import parse
+from broll.takes import Take
 
 BF16, FP32 = torch.bfloat16, torch.float32
 ALL = frozenset({"flash_attn", "flash_attn_interface", "sageattention", "triton"})
@@ -160,6 +164,18 @@ def test_a_kernel_that_failed_elsewhere_is_used_for_the_next_clip(register, tiny
     assert snapshot.conditions(parts) == whole
     run(parts)
     assert kernels.verdict(parts.transformer).startswith("good: first step within")
+
+
+def test_a_snapshot_of_a_clip_that_goes_on_without_a_kernel_says_so_again(register, tiny_models, tmp_path):
+    register(good)
+    parts = loaded(tiny_models, "good")
+    spec = resolve(parse(model="tiny", prompt="a lake", seed=1, steps=3), parts.config)
+    step = next(event for event in generate(spec, parts) if isinstance(event, Step))
+    begun = snapshot.Snapshot(spec, step, snapshot.conditions(parts, spec) | {"attention": "sdpa after good"})
+    job = SimpleNamespace(out=tmp_path / "x.mp4", resume=(tmp_path / "old", begun), loras={}, spec=spec)
+    watch = SimpleNamespace(step=step, take=Take(0, 1, spec, ""))
+    keep(Options(), job, parts, watch)
+    assert snapshot.load(tmp_path / "x.mp4.snapshot").conditions["attention"] == "sdpa after good"
 
 
 def test_one_that_fails_here_stays_dropped(register, tiny_models):
