@@ -1,6 +1,5 @@
 """A whole service on a free port of this machine: real HTTP, real children, tiny models."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 import httpx
 import uvicorn
 
+from broll.cli.serve import listen
 from broll.server.app import build
 from broll.serving import Running, running
 from broll.settings import Settings
@@ -49,7 +49,7 @@ class Live:
 def live(models: Path, data: Path, **changes: Any) -> Iterator[Live]:
     settings = Settings(models=models, data=data, threads=1, admin_key=KEY, **QUICK | changes)
     with running(settings) as started:
-        listening = socket.create_server(("127.0.0.1", 0), backlog=512)
+        listening = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(build(started.service), log_config=None, access_log=False))
         server.config.lifespan = "off"
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -153,8 +153,10 @@ def install(app: FastAPI) -> None:
             request,
             "internal_error",
             "something went wrong here; the log has it under request_id",
-            headers=SECURITY | {"x-request-id": getattr(request.state, "request_id", "")},
-        )  # fmt: skip  made outside of the envelope, so it brings its own headers
+            # Made outside of the envelope, so it brings its own headers. uvicorn hangs up after it: a client that was
+            # not told would send its next request into the void.
+            headers=SECURITY | {"x-request-id": getattr(request.state, "request_id", ""), "connection": "close"},
+        )  # fmt: skip
 
 
 def documented(*codes: int) -> dict[int | str, dict[str, Any]]:

@@ -555,6 +555,7 @@ def test_a_defect_of_ours_is_told_without_its_inside(hostile, client, log):
     answer = client.get(f"/v1/jobs/{job}")
     refused(answer, 500, code="internal_error")
     assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["connection"] == "close"  # uvicorn does, and a client has to know
     assert answer.json()["request_id"] in log.getvalue()
     with database.write() as c:
         c.execute(sa.delete(jobs).where(jobs.c.id == job))
