@@ -17,7 +17,7 @@ def run(*words: str):
     [
         ("generate", "a lake", "--seconds", "3", "--size", "832x480", "--poster", *NOBODY),
         pytest.param(("jobs", "list", *NOBODY), marks=pytest.mark.slow),
-        ("jobs", "download", "job_1", *NOBODY),
+        pytest.param(("jobs", "download", "job_1", *NOBODY), marks=pytest.mark.slow),
     ],
 )
 def test_a_server_is_asked_without_an_engine(place, words):

@@ -13,6 +13,7 @@ from broll.engine.load import on_meta
 from broll.engine.shapes import Grid
 from broll.engine.text_encoder import umt5
 from broll.engine.vae import VAE
+from tests.cases import long
 
 SIZES = {"480p": Grid(21, 60, 104), "720p": Grid(21, 90, 160)}
 SMALL = TransformerConfig(dim=96, ffn_dim=200, num_heads=4, num_layers=2, text_dim=32)
@@ -49,7 +50,7 @@ def one_forward(config, latent, text):
     return alone, whole - alone
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ["480p", *long("720p")])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_forward_of_every_published_model_is_what_torch_counts(name, size):
     config, latent = PUBLISHED[name].transformer, SIZES[size]

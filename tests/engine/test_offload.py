@@ -16,6 +16,7 @@ from broll.errors import BadCheckpoint, BadOption
 from broll.spec import VideoSpec
 from tests import checkpoints, loras
 from tests import formats as files
+from tests.cases import long
 
 BF16 = load.Precision(linears=torch.bfloat16)
 GRID = Grid(2, 4, 4)
@@ -71,7 +72,7 @@ def sizes(model):
 
 
 @pytest.mark.parametrize("precision", [load.Precision(), BF16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("task", ["t2v", "i2v", "flf2v", "vace"])
+@pytest.mark.parametrize("task", ["t2v", "vace", *long("i2v", "flf2v")])
 def test_the_velocities_are_the_same_bit_for_bit(task, precision, tmp_path, monkeypatch):
     small = checkpoints.transformer_numbers(task)
     hinted = {"vace_layers": (0, 2)} if task == "vace" else {}
@@ -86,7 +87,7 @@ def test_the_velocities_are_the_same_bit_for_bit(task, precision, tmp_path, monk
 @pytest.mark.parametrize(
     "form", ["official", "bf16", "shards", "fp8-rows", "fp8-one", "gguf-Q4_K", "gguf-F16"]
 )
-@pytest.mark.parametrize("precision", [load.Precision(), BF16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("precision", [load.Precision(), *long(BF16)], ids=["fp32", "bf16"])
 def test_every_form_of_weights_is_streamed_as_it_is_kept(form, precision, tmp_path):
     whole, streamed = both(files.comfy_folder(tmp_path, form), precision)
     layers = [model.blocks[1].self_attn.q for model in (whole, streamed)]

@@ -19,6 +19,7 @@ from broll.engine.step_cache import QUALITY, Dial, StepCache, skipped
 from broll.errors import BadCheckpoint, BadOption
 from broll.spec import LoraUse, parse
 from tests import checkpoints
+from tests.cases import long
 from tests.engine.steps import FALLING, STEPS, WAN
 
 
@@ -148,7 +149,7 @@ def test_a_model_of_which_nothing_is_known_says_how_to_measure_it(tiny_models):
 
 
 @pytest.mark.parametrize("quality", QUALITY)
-@pytest.mark.parametrize("sampler", ["unipc", "euler"])
+@pytest.mark.parametrize("sampler", ["unipc", *long("euler")])
 def test_a_clip_with_skipped_steps_is_that_of_its_slow_twin_bit_for_bit(parts, quality, sampler):
     spec = ask(parts, quality=quality, sampler=sampler)
     made, twin = steps_of(spec, parts), other_steps_of(spec, parts)

@@ -14,6 +14,7 @@ from broll.engine.config import VAEConfig
 from broll.engine.load import on_meta
 from broll.engine.shapes import Grid
 from broll.engine.vae import VAE
+from tests.cases import long
 from tests.engine.test_counts import counted
 
 TINY = VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)
@@ -27,7 +28,7 @@ def made(config):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("count", [2, 6])
+@pytest.mark.parametrize("count", [6, *long(2)])
 def test_tiles_put_together_are_the_picture(name, count):
     vae = made(CONFIGS[name])
     z = torch.randn(1, 16, 3, 5, 18)  # tiles in the middle, too, and odd sizes

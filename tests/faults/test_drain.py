@@ -104,7 +104,7 @@ def test_an_urgent_job_takes_the_device_and_the_other_goes_on_from_its_snapshot(
     assert min(again) > step
 
 
-@pytest.mark.parametrize("own", ON_ONE, indirect=True)
+@pytest.mark.slow
 def test_a_cancel_in_the_middle_of_a_long_forward_stops_the_child_and_does_not_kill_it(own):
     serve = own.crew.start()
     warm = own.submit(**LONG | {"steps": 1, "frames": 9})

@@ -113,7 +113,7 @@ def test_a_job_waits_for_room_on_the_disk(own):
         serve.terminate()
 
 
-@pytest.mark.parametrize("own", ON_ONE, indirect=True)
+@pytest.mark.slow
 def test_artifacts_gone_in_the_middle_of_a_job_and_back(own):
     serve = own.crew.start()
     job_id = own.submit(**LONG)

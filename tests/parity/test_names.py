@@ -13,6 +13,7 @@ from broll.engine.image_encoder import clip_vision
 from broll.engine.stored import Entry
 from broll.engine.text_encoder import umt5
 from broll.engine.vae import VAE
+from tests.cases import long
 from tests.parity.judge import judge_of
 from tests.parity.official_names import clip_names, t5_names, vae_names
 
@@ -78,7 +79,7 @@ def opened(shapes, component):
     )
 
 
-@pytest.mark.parametrize("prefix", ["", *formats.PREFIXES])
+@pytest.mark.parametrize("prefix", ["", *long(*formats.PREFIXES)])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_single_file_or_gguf_of_a_published_model_is_known_by_its_tensors(name, prefix):
     """Both carry the official names; the numbers of the model, and so its task, come out of the shapes."""

@@ -19,14 +19,9 @@ import pytest
 from PIL import Image
 
 from broll.jobs import keys
+from tests.cases import long
 from tests.live import KEY, live
 from tests.server.sites import moved, site
-
-
-def long(*values):
-    """Cases of the same kind as others: with `make test-all`."""
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
-
 
 SMALL = {"prompt": "a lake", "model": "tiny"}
 NUL, HALF = "\\u0000", "\\ud800"  # as JSON writes them
