@@ -190,14 +190,15 @@ class Tiled:
 def risen(decoder: Decoder, middle: Tensor, tile: Tile, memory: Memory) -> Tensor:
     """Decoder.rise for one tile."""
     rows, columns = tile
-    x = middle[..., slice(*rows.given[0]), slice(*columns.given[0])]
-    for level, block in enumerate(decoder.up_blocks):
-        assert isinstance(block, UpBlock)
-        times = 1 if block.upsamplers is None else 2
-        x = block(x, memory)
+    last = len(decoder.up_blocks) - 1
+
+    def cut_off(level: int, x: Tensor) -> Tensor:
+        times = 1 if level == last else 2
         within = [axis.kept[level].within(axis.given[level].finer(times)) for axis in tile]
-        x = x[..., within[0], within[1]]
-    x = decoder.pixels(x, memory)
+        return x[..., within[0], within[1]]
+
+    x = middle[..., slice(*rows.given[0]), slice(*columns.given[0])]
+    x = decoder.rise(x, memory, cut_off)
     within = [axis.own.within(axis.kept[-1]) for axis in tile]
     return x[..., within[0], within[1]]
 

@@ -28,7 +28,7 @@ from broll.engine.config import VAEConfig
 from broll.engine.shapes import TEMPORAL_STRIDE, Latent, Video, latent_frames, pixel_frames
 
 SMALL = 20_480  # use_mkldnn's number
-Memory = dict[nn.Module, Tensor]  # the last frames each causal layer saw
+Memory = dict[nn.Module, list[Tensor]]  # the last frames each causal layer saw, one by one
 Stream = Callable[[Latent], Iterator[Tensor]]
 DECODES = ("decoder.", "post_quant_conv.")  # how the names of what decodes begin
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of a weight's axes
@@ -44,12 +44,12 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x: Tensor, memory: Memory) -> Tensor:  # type: ignore[override]
         keep = self.kernel_size[0] - 1
         if keep:
-            past = memory.pop(self, None)
-            if past is None:
-                past = x.new_zeros(*x.shape[:2], keep, *x.shape[3:])
-            x = torch.cat([past, x], dim=2)
-            del past  # it need not live beside its successor
-            memory[self] = x[:, :, -keep:].clone()  # a view would keep the whole chunk alive
+            past = memory.pop(self, None) or [x.new_zeros(*x.shape[:2], 1, *x.shape[3:])] * keep
+            # A frame on its own is kept as it is; a view of one among others would keep them all alive.
+            seen = [x] if x.shape[2] == 1 else [frame.clone() for frame in x[:, :, -keep:].split(1, dim=2)]
+            memory[self] = [*past, *seen][-keep:]
+            x = torch.cat([*past, x], dim=2)
+            del past, seen  # they need not live while this is computed
         return self.onednn(x) if overlooked(x) else super().forward(x)
 
     def onednn(self, x: Tensor) -> Tensor:
@@ -149,13 +149,18 @@ class Downsample(nn.Module):
         self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), time_stride=2) if time else None
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = batch_to_frames(self.resample(frames_to_batch(x)), x.shape[0])
+        return self.in_time(self.in_space(x), memory)
+
+    def in_space(self, x: Tensor) -> Tensor:
+        return batch_to_frames(self.resample(frames_to_batch(x)), x.shape[0])
+
+    def in_time(self, x: Tensor, memory: Memory) -> Tensor:
         if self.time_conv is None:
             return x
         last = memory.get(self)
-        memory[self] = x[:, :, -1:].clone()
+        memory[self] = [x[:, :, -1:].clone()]
         if last is not None:
-            return nn.Conv3d.forward(self.time_conv, torch.cat([last, x], dim=2))
+            return nn.Conv3d.forward(self.time_conv, torch.cat([*last, x], dim=2))
         first = x[:, :, :1]  # the clip's first frame has no partner and passes as it is
         if x.shape[2] == 1:
             return first
@@ -173,21 +178,34 @@ class Upsample(nn.Module):
         )
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1)) if time else None
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        if self.time_conv is not None:
-            x = self._double_time(x, memory)
+    def in_space(self, x: Tensor) -> Tensor:
         return batch_to_frames(self.resample(frames_to_batch(x)), x.shape[0])
 
-    def _double_time(self, x: Tensor, memory: Memory) -> Tensor:
-        assert self.time_conv is not None
+    def in_time(self, x: Tensor, memory: Memory) -> Tensor:
+        if self.time_conv is None:
+            return x
         first = x[:, :, :0]
         if self not in memory:  # the clip's first frame stays single, and later ones never see it
-            memory[self] = x.new_zeros(())
+            memory[self] = []
             first, x = x[:, :, :1], x[:, :, 1:]
         if x.shape[2] == 0:
             return first
         pair = self.time_conv(x, memory).unflatten(1, (2, -1))  # b 2 c f h w
         return torch.cat([first, pair.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)], dim=2)
+
+
+def by_frame(finest: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Causal layers, one frame after the other: the same numbers, where a whole chunk would take most of the memory.
+
+    With gradients all at once: then everything is held anyway.
+    """
+    if torch.is_grad_enabled():
+        return finest(x)
+    return torch.cat([finest(frame) for frame in x.split(1, dim=2)], dim=2)
+
+
+def whole(level: int, x: Tensor) -> Tensor:  # noqa: ARG001  the untiled decoder keeps everything
+    return x
 
 
 class Encoder(nn.Module):
@@ -203,13 +221,24 @@ class Encoder(nn.Module):
             if level < len(config.dim_mult) - 1:
                 layers.append(Downsample(dim_out, time=config.temporal_downsample[level]))
         self.down_blocks = nn.ModuleList(layers)
+        self.full_size = config.num_res_blocks  # so many of them see every pixel
         self.mid_block = MiddleBlock(dims[-1])
         self.norm_out = RMSNorm(dims[-1], 3)
         self.conv_out = CausalConv3d(dims[-1], config.z_dim * 2, (3, 3, 3))
 
     def forward(self, x: Tensor, memory: Memory) -> Tensor:
-        x = self.conv_in(x, memory)
-        for block in self.down_blocks:
+        blocks = list(self.down_blocks)
+        halving = blocks[self.full_size]
+        assert isinstance(halving, Downsample)
+
+        def finest(x: Tensor) -> Tensor:
+            x = self.conv_in(x, memory)
+            for block in blocks[: self.full_size]:
+                x = block(x, memory)
+            return halving.in_space(x)
+
+        x = halving.in_time(by_frame(finest, x), memory)
+        for block in blocks[self.full_size + 1 :]:
             x = block(x, memory)
         x = self.mid_block(x, memory)
         return self.conv_out(activated(self.norm_out(x)), memory)
@@ -222,10 +251,20 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims, dims[1:], strict=False))
         self.upsamplers = None if last else nn.ModuleList([Upsample(dim_out, time=time)])
 
-    def forward(self, x: Tensor, memory: Memory) -> Tensor:
+    def in_time(self, x: Tensor, memory: Memory) -> Tensor:
+        """All but the doubling of height and width."""
         for resnet in self.resnets:
             x = resnet(x, memory)
-        return x if self.upsamplers is None else self.upsamplers[0](x, memory)
+        return x if self.upsample is None else self.upsample.in_time(x, memory)
+
+    def in_space(self, x: Tensor) -> Tensor:
+        return x if self.upsample is None else self.upsample.in_space(x)
+
+    @property
+    def upsample(self) -> Upsample | None:
+        found = None if self.upsamplers is None else self.upsamplers[0]
+        assert found is None or isinstance(found, Upsample)
+        return found
 
 
 class Decoder(nn.Module):
@@ -251,14 +290,21 @@ class Decoder(nn.Module):
         """At the size of the latent, where every place of a frame attends all others."""
         return self.mid_block(self.conv_in(x, memory), memory)
 
-    def rise(self, x: Tensor, memory: Memory) -> Tensor:
-        """To the size of the pixels; from here on a place sees its neighbours only."""
-        for block in self.up_blocks:
-            x = block(x, memory)
-        return self.pixels(x, memory)
+    def rise(self, x: Tensor, memory: Memory, kept: Callable[[int, Tensor], Tensor] = whole) -> Tensor:
+        """To the size of the pixels; from here on a place sees its neighbours only. `kept` is told the level, and what
+        came of it, and gives what goes on (tiles.py cuts off what its tile does not need).
+        """
+        *coarse, half, full = (block for block in self.up_blocks if isinstance(block, UpBlock))
+        for level, block in enumerate(coarse):
+            x = kept(level, block.in_space(block.in_time(x, memory)))
+        x = half.in_time(x, memory)
 
-    def pixels(self, x: Tensor, memory: Memory) -> Tensor:
-        return self.conv_out(activated(self.norm_out(x)), memory)
+        def finest(x: Tensor) -> Tensor:
+            x = kept(len(coarse), half.in_space(x))
+            x = kept(len(coarse) + 1, full.in_time(x, memory))
+            return self.conv_out(activated(self.norm_out(x)), memory)
+
+        return by_frame(finest, x)
 
 
 class VAE(nn.Module):
