@@ -3,6 +3,9 @@
     precision   nano's trained autoencoder in bf16 beside itself in fp32, both ways: its own clips as rendered for its
                 training, clips that it generates, and real ones (--real: videos or pictures, cut to its size)
     layout      seconds with channels last and without, decoding and encoding: nano's, and one of the published width
+    memory      the most memory of decoding and encoding beside diffusers' AutoencoderKLWan: measured, of a third of the
+                published width, each in a process of its own; and for 81 frames at the published width, counted on
+                the meta device as a plan does, weights included
     tiles       seconds and the most memory of decoding in tiles, of a third of the published width, each in a process
                 of its own; and the operations that are counted for it, by those without tiles
 
@@ -14,6 +17,7 @@ what comes of it, as a GPU does; torch's own there are too slow for this.
 import argparse
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
@@ -25,13 +29,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKLWan
 from PIL import Image
 from torch import Tensor, nn
 
 from broll import catalog, wiring
-from broll.engine import conditioning, counts, pipeline, tiles
+from broll.engine import conditioning, counts, footprint, pipeline, tiles
 from broll.engine.config import VAEConfig
-from broll.engine.load import Parts
+from broll.engine.load import Parts, on_meta
 from broll.engine.pipeline import Frames
 from broll.engine.shapes import Grid
 from broll.engine.vae import VAE, channels_last
@@ -50,7 +55,9 @@ PROMPTS = (
 )
 VIDEOS = (".mp4", ".webm", ".mkv")
 LATENT = (8, 8)  # of the timed autoencoder of the published width: 64 x 64 pixels
-TILED = (24, 40)  # for tiles: 192 x 320
+TILED = (24, 40)  # for tiles, and measured memory: 192 x 320
+SIDES = ("broll", "diffusers")
+LATENTS = 21  # of 81 frames
 
 
 # --- precision --------------------------------------------------------------------------------------------
@@ -185,14 +192,69 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+def beside_diffusers(device: torch.device) -> Iterator[Row]:
+    for way in ("decode", "encode"):
+        ours, theirs = (alone("--peak", way, side, "--device", device.type) for side in SIDES)
+        yield against(f"{way}, measured", "320x192", 9, ours, theirs)
+    for width, height in ((832, 480), (1280, 720)):
+        for way in ("decode", "encode"):
+            ours, theirs = (counted(way, side, width, height, device) for side in SIDES)
+            yield against(f"{way}, counted", f"{width}x{height}", 81, ours, theirs)
+
+
+def against(what: str, size: str, frames: int, ours: int, theirs: int) -> Row:
+    sizes = {"broll_gb": ours / 1e9, "diffusers_gb": theirs / 1e9, "ratio": ours / theirs}
+    return {"what": what, "size": size, "frames": frames, **sizes}
+
+
+def of_side(side: str, config: VAEConfig) -> Any:
+    return VAE(config) if side == SIDES[0] else AutoencoderKLWan(base_dim=config.base_dim)
+
+
+def run_once(model: Any, way: str, latents: int, height: int, width: int) -> None:
+    """Of latents of this height and width, or of the frames they are made from."""
+    if way == "decode":
+        model.decode(torch.randn(1, 16, latents, height, width))
+    else:
+        model.encode(torch.zeros(1, 3, 4 * latents - 3, 8 * height, 8 * width))
+
+
+def counted(
+    way: str, side: str, width: int, height: int, device: torch.device, latents: int = LATENTS
+) -> int:
+    model = on_meta(partial(of_side, side, VAEConfig())).eval()
+    with footprint.watched(device.type) as alive:
+        run_once(model, way, latents, height // 8, width // 8)
+    return alive.most + sum(parameter.nbytes for parameter in model.parameters())
+
+
+@torch.inference_mode()
+def one_peak(way: str, side: str, device: torch.device) -> int:
+    """Beyond what the process holds after a first run, which brings the libraries."""
+    with device:
+        model = of_side(side, VAEConfig(base_dim=32)).eval()
+        run_once(model, way, 1, 2, 2)
+        before = peak(device)
+        run_once(model, way, 3, *TILED)
+    return peak(device) - before
+
+
+def alone(*words: str) -> Any:
+    """What this program says in a process of its own, where freed megabytes go back at once."""
+    command = [sys.executable, "-m", "benchmarks.vae", *words]
+    given = os.environ | {"MALLOC_MMAP_THRESHOLD_": "1000000"}
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=given).stdout)
+
+
 # --- tiles ------------------------------------------------------------------------------------------------
 
 
 def tiled(device: torch.device) -> Iterator[Row]:
     for count in (1, 2, 4, 8):
-        command = [sys.executable, "-m", "benchmarks.vae", "--tile", str(count), "--device", device.type]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        yield json.loads(done.stdout)
+        yield alone("--tile", str(count), "--device", device.type)
 
 
 @torch.inference_mode()
@@ -240,19 +302,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", choices=["precision", "layout", "tiles"])
+    parser.add_argument("--only", choices=["precision", "layout", "memory", "tiles"])
     parser.add_argument("--real", nargs="*", type=Path, default=[])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tile", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = torch.device(options.device)
     if options.tile is not None:
         print(json.dumps(one_tiling(options.tile, device)))
         return
+    if options.peak is not None:
+        print(json.dumps(one_peak(*options.peak, device)))
+        return
     parts: Mapping[str, Callable[[], Iterator[Row]]] = {
         "precision": lambda: precision(options.real),
         "layout": lambda: layout(device),
+        "memory": lambda: beside_diffusers(device),
         "tiles": lambda: tiled(device),
     }
     found: dict[str, list[Row]] = {}

@@ -9,7 +9,7 @@ reach: `regions` counts that back from the pixels, layer by layer, and what a bl
 it. At the picture's own edges there is nothing to take, and the layers pad with zeros there, as they do untiled. So the
 numbers are the same but for the order in which a library adds them up.
 
-About half of what decoding holds is the causal layers' memory of full-size frames (8 GB at 720p in fp32), and that goes
+Two thirds of what decoding holds is the causal layers' memory of past frames (8.7 GB at 720p in fp32), and that goes
 with the tile. Hence whole clips of a tile, one after the other, and not tiles of one frame.
 
 Left out: encoding in tiles.

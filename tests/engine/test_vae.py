@@ -39,6 +39,24 @@ def test_encoding_in_chunks_equals_encoding_at_once(vae):
     torch.testing.assert_close(in_chunks, at_once, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("config", [TINY, VAEConfig(base_dim=4)], ids=["folded", "published"])
+def test_frame_by_frame_is_what_all_frames_of_a_chunk_are_at_once(config):
+    """The slow twin: with gradients every layer sees a whole chunk."""
+    model, seen = VAE(config).eval().requires_grad_(False), []
+    full = (model.encoder.conv_in, model.decoder.conv_out)
+    for layer in full:
+        layer.register_forward_pre_hook(lambda layer, given: seen.append(given[0].shape[2]))
+    z, video = torch.randn(1, 16, 3, 3, 4), torch.rand(1, 3, 9, 32, 48) * 2 - 1
+    at_once = model.decode(z), model.encode(video)
+    assert sorted(seen) == [1, 1, 4, 4, 4, 4]
+    seen.clear()
+    with torch.no_grad():
+        by_frame = model.decode(z), model.encode(video)
+    assert seen == [1] * 18
+    for ours, twin in zip(by_frame, at_once, strict=True):
+        torch.testing.assert_close(ours, twin, atol=1e-5, rtol=1e-5)
+
+
 def test_the_first_latents_of_a_clip_are_those_of_its_beginning(vae):
     """Causal, to the bit: what comes later changes nothing before it."""
     video = torch.rand(1, 3, 17, 32, 32) * 2 - 1

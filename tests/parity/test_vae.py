@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks import vae as vae_benchmark
 from tests.parity.judge import LIMIT, NANO_VAE, PATCHED_VAE, TINY_VAE, autoencoders, relative
 
 CONFIGS = {"wan": TINY_VAE, "patched": PATCHED_VAE, "nano": NANO_VAE}
@@ -25,3 +26,12 @@ def test_decode_equals_diffusers(name):
     mean, std = ours._statistics()
     with torch.no_grad():
         assert relative(ours.decode(z), theirs.decode(z * std + mean).sample) < LIMIT
+
+
+@pytest.mark.parametrize("way", ["decode", "encode"])
+def test_a_clip_takes_four_fifths_of_diffusers_memory_at_most(way):
+    """Of 9 frames, weights included, counted on the meta device; `python -m benchmarks.vae --only memory` measures."""
+    ours, theirs = (
+        vae_benchmark.counted(way, side, 832, 480, torch.device("cpu"), 3) for side in vae_benchmark.SIDES
+    )
+    assert ours < 0.8 * theirs
