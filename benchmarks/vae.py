@@ -196,9 +196,10 @@ def timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def beside_diffusers(device: torch.device) -> Iterator[Row]:
+    height, width = (8 * places for places in TILED)
     for way in ("decode", "encode"):
         ours, theirs = (alone("--peak", way, side, "--device", device.type) for side in SIDES)
-        yield against(f"{way}, measured", "320x192", 9, ours, theirs)
+        yield against(f"{way}, measured", f"{width}x{height}", 9, ours, theirs)
     for width, height in ((832, 480), (1280, 720)):
         for way in ("decode", "encode"):
             ours, theirs = (counted(way, side, width, height, device) for side in SIDES)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from broll.engine.config import VAEConfig
-from broll.engine.vae import VAE, Downsample, FrameAttention, ResidualBlock, Upsample
+from broll.engine.vae import VAE
+from broll.engine.vae_layers import Downsample, FrameAttention, ResidualBlock, Upsample
 from training import run
 from training.clips import Clips
 from training.muon import Muon

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from benchmarks.on_gpu import models
 from benchmarks.on_gpu.bench import Bench, Figures, between, relative
 from broll.engine import counts
-from broll.engine import vae as engine
+from broll.engine import vae_layers as engine
 from broll.engine.config import TextConfig, VAEConfig
-from broll.engine.vae import VAE, FrameAttention, RMSNorm
+from broll.engine.vae import VAE
+from broll.engine.vae_layers import FrameAttention, RMSNorm
 
 F32, BF16 = torch.float32, torch.bfloat16
 SOME = 6  # latents

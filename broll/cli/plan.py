@@ -57,7 +57,7 @@ def plan(
     card = None if device is None else cards.find(device)
     check_together(options)
     given = {"prompt": prompt or PROMPT, "steps": steps, "guidance": guidance, "takes": takes}
-    given |= {"quality": quality, "guidance_until": guidance_until}
+    given |= {"quality": quality, "guidance_until": guidance_until, "frames": options.frames}
     spec, found, config = asked(settings, model, given | size_of(size), options, image)
     if card is None:
         target, can = plans.here(spec, config, settings, found), plans.possible(settings)
@@ -79,14 +79,13 @@ def plan(
 def asked(
     settings: "Settings", model: str | None, given: dict[str, Any], options: "Options", image: Path | None
 ) -> "tuple[VideoSpec, Installed | None, ModelConfig]":
-    """The clip, and the model that would make it, if it is here. `options`: its length."""
+    """The clip, and the model that would make it, if it is here. `options`: its seconds."""
     from broll import loras, wiring
     from broll import plan as plans
     from broll.cli.typed import frames_of
     from broll.spec import parse
 
-    length = {} if options.frames is None else {"frames": options.frames}
-    parse(**given | length | {"model": model or "best"})
+    parse(**given | {"model": model or "best"})
     wiring.use_threads(settings)
     first = None if image is None else wiring.read_picture(image)
     found, config = plans.wanted(settings, model, "t2v" if first is None else "i2v")

@@ -86,7 +86,6 @@ def request(options: "Options") -> dict[str, Any]:
     }
     given |= size_of(options.size)
     given |= {"model": options.model} if options.model is not None else {}
-    given |= {"frames": options.frames} if options.frames is not None else {}
     if options.lora:
         given["loras"] = [lora_asked(text) for text in options.lora]
     how = {"coach": "off" if options.no_coach else "fix" if options.fix else None}
@@ -96,8 +95,6 @@ def request(options: "Options") -> dict[str, Any]:
     parse(**{"model": "best"} | {name: value for name, value in given.items() if name != "loras"})
     given |= {name: value for name, value in how.items() if value is not None}
     if options.seconds is not None:
-        if not 0 < options.seconds <= 600:
-            raise BadOption(f"--seconds is {options.seconds}; it must be above 0 and at most 600")
         given.pop("frames", None)
         given["seconds"] = options.seconds
     pictures |= {

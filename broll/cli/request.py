@@ -62,7 +62,7 @@ def fresh(options: Options, settings: Settings) -> Job:
     given |= {
         field: getattr(options, name) for name, field in PLAIN.items() if getattr(options, name) is not None
     }
-    given |= size_of(options.size) | ({} if options.frames is None else {"frames": options.frames})
+    given |= size_of(options.size)
     if "prompt" not in given:
         raise BadPrompt('there is no prompt: broll generate "what the clip shows and how the camera moves"')
     name = options.model or given.get("model")

@@ -16,7 +16,7 @@ PLAIN = {
     "prompt": "prompt", "steps": "steps", "guidance": "guidance", "shift": "shift", "sampler": "sampler",
     "seed": "seed", "negative": "negative_prompt", "preprocessing": "preprocessing", "grid": "grid",
     "motion": "motion", "takes": "takes", "pick": "pick", "quality": "quality",
-    "sparsity": "sparsity", "guidance_until": "guidance_until",
+    "frames": "frames", "sparsity": "sparsity", "guidance_until": "guidance_until",
     "step_cache": "step_cache",
 }  # fmt: skip
 
@@ -107,9 +107,7 @@ def size_of(text: str | None) -> dict[str, int]:
 
 
 def frames_of(options: Options, fps: int) -> dict[str, int]:
-    """--frames as it is; --seconds to the nearest 4k + 1 frames at the model's rate."""
-    if options.frames is not None:
-        return {"frames": options.frames}
+    """--seconds to the nearest 4k + 1 frames, at `fps` frames a second, the model's rate."""
     if options.seconds is None:
         return {}
     frames = length(options.seconds, fps)

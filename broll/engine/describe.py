@@ -85,13 +85,20 @@ def vae_config(path: Path) -> VAEConfig:
     if c.get("is_residual"):
         raise BadCheckpoint(f"{path} is WAN 2.2's autoencoder; this engine runs WAN 2.1")
     defaults = VAEConfig()
+    levels = tuple(c.get("dim_mult", defaults.dim_mult))
+    in_time = tuple(c.get("temperal_downsample", defaults.temporal_downsample))
+    if sum(map(bool, in_time[: len(levels) - 1])) != 2:
+        raise BadCheckpoint(
+            f"{path}: dim_mult {levels} with temperal_downsample {in_time} does not make 4 frames of a latent, "
+            "as WAN 2.1 does"
+        )
     return VAEConfig(
         base_dim=c.get("base_dim", defaults.base_dim),
         decoder_base_dim=c.get("decoder_base_dim"),
         z_dim=c.get("z_dim", defaults.z_dim),
-        dim_mult=tuple(c.get("dim_mult", defaults.dim_mult)),
+        dim_mult=levels,
         num_res_blocks=c.get("num_res_blocks", defaults.num_res_blocks),
-        temporal_downsample=tuple(c.get("temperal_downsample", defaults.temporal_downsample)),
+        temporal_downsample=in_time,
         patch_size=c.get("patch_size") or 1,
         latents_mean=tuple(c.get("latents_mean", defaults.latents_mean)),
         latents_std=tuple(c.get("latents_std", defaults.latents_std)),

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from broll.engine.mesh import Group, shares
 from broll.engine.shapes import Latent
-from broll.engine.vae import VAE, CausalConv3d, FrameAttention, Memory
+from broll.engine.vae import VAE
+from broll.engine.vae_layers import CausalConv3d, FrameAttention, Memory
 
 
 class Strips:

@@ -32,7 +32,8 @@ from broll.engine.load import Precision, on_meta
 from broll.engine.rope import rotary
 from broll.engine.shapes import Grid, Heads, Keys
 from broll.engine.transformer import Context, Transformer, set_precision
-from broll.engine.vae import Decoder, Memory, ResidualBlock
+from broll.engine.vae import Decoder
+from broll.engine.vae_layers import Memory, ResidualBlock
 
 WIDEST = 1536  # of the measured block on a CPU; one of the 14B takes 1.3 GB
 # Operations of one measured call. On less, convolutions reach a third of their rate (26 of 90 GFLOP/s on 2 AVX2 cores).

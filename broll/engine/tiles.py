@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from broll.engine.config import VAEConfig
 from broll.engine.shapes import TEMPORAL_STRIDE, Grid, Latent, pixel_frames
-from broll.engine.vae import VAE, Decoder, Memory, UpBlock, channels_to_space
+from broll.engine.vae import VAE, Decoder, UpBlock, channels_to_space
+from broll.engine.vae_layers import Memory
 
 LEVER = "vae_tiling"
 COUNTS = (2, 4, 8, 16)  # tiles that a plan tries

@@ -47,6 +47,7 @@ TRIES = 3
 PATIENCE = {"connect_timeout": "5s", "read_timeout": "60s", "timeout": "6h"}
 CLIENT = {*PATIENCE, "allow_http", "allow_invalid_certificates", "root_certificate", "proxy_url"}
 ENDPOINTS = {"endpoint", "endpoint_url", "aws_endpoint", "aws_endpoint_url", "aws_endpoint_url_s3"}
+# What obstore raises: its own errors, and Python's where a file system, a name or what a store can do is the matter.
 FAILURES = (BaseError, OSError, ValueError, NotImplementedError)
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from broll.engine import detect, formats, load
+from broll.engine import describe, detect, formats, load
 from broll.engine.transformer import Transformer
 from broll.errors import BadCheckpoint
 from tests import formats as files
@@ -249,3 +249,15 @@ def test_the_shard_that_is_wrong_is_the_one_that_is_named(shards):
     name = min(n for n in tensors if n.startswith("blocks.1"))
     save_file(tensors | {name: torch.zeros(7, 7, 7)}, path)
     refused(shards, rf"a-00002-of-00002\.safetensors: {name} has shape \[7, 7, 7\]")
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"dim_mult": [1]}, {"dim_mult": [1, 2]}, {"temperal_downsample": [False, False, True]}]
+)
+def test_an_autoencoder_of_another_pace_is_refused(numbers, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({"dim_mult": [1, 2, 4, 4], "temperal_downsample": [False, True, True]} | numbers)
+    )
+    with pytest.raises(BadCheckpoint, match=r"config\.json: dim_mult .* does not make 4 frames of a latent"):
+        describe.vae_config(path)

@@ -11,7 +11,8 @@ import torch
 
 from broll.engine.config import VAEConfig
 from broll.engine.load import Precision, on_device
-from broll.engine.vae import VAE, channels_last, channels_to_space, gathered, overlooked, space_to_channels
+from broll.engine.vae import VAE, channels_last, channels_to_space, gathered, space_to_channels
+from broll.engine.vae_layers import overlooked
 
 TINY = VAEConfig(base_dim=4, num_res_blocks=1, patch_size=2)
 
@@ -185,11 +186,13 @@ def test_peak_memory_of_decoding_does_not_grow_with_the_clip():
 def test_small_chunks_by_onednn_are_what_torch_makes_of_them(vae, monkeypatch):
     """The slow twin: torch's own choice of a convolution."""
     z, taken = torch.randn(1, vae.config.z_dim, 3, 4, 4), []
-    monkeypatch.setattr("broll.engine.vae.overlooked", lambda x: taken.append(overlooked(x)) or taken[-1])
+    monkeypatch.setattr(
+        "broll.engine.vae_layers.overlooked", lambda x: taken.append(overlooked(x)) or taken[-1]
+    )
     with torch.inference_mode():
         ours = vae.decode(z)
         assert any(taken) == torch.backends.mkldnn.is_available()
-        monkeypatch.setattr("broll.engine.vae.SMALL", 0)
+        monkeypatch.setattr("broll.engine.vae_layers.SMALL", 0)
         taken.clear()
         torch.testing.assert_close(ours, vae.decode(z), rtol=1e-4, atol=1e-5)
     assert not any(taken)
