@@ -1,23 +1,28 @@
-"""What several folders of tests share: a place of one's own, and a tiny model."""
+"""What several folders of tests share: a place of one's own, and a tiny model.
+
+The process that only gives out tests reads this file, too, before the others start: so torch is imported where it is
+needed.
+"""
 
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from broll import catalog, plan, wiring
-from broll.jobs.database import Database
-from broll.settings import Settings
-from broll.spec import parse
-from tests import checkpoints, databases
+from tests import databases
+
+if TYPE_CHECKING:
+    from broll.jobs.database import Database
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    import torch
+
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
 
@@ -25,6 +30,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models: `tiny` makes clips from text, `tiny-i2v` from a picture, `tiny-flf2v` from two."""
+    from tests import checkpoints
+
     folder = tmp_path_factory.mktemp("models")
     checkpoints.diffusers_folder(folder / "tiny", "t2v")
     checkpoints.diffusers_folder(folder / "tiny-i2v", "i2v")
@@ -35,6 +42,10 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def measured(tiny_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of data that knows how fast this machine is with the tiny models: half a second, once for all tests."""
+    from broll import catalog, plan, wiring
+    from broll.settings import Settings
+    from broll.spec import parse
+
     data = tmp_path_factory.mktemp("measured")
     settings = Settings(models=tiny_models, data=data, threads=1)
     wiring.use_threads(settings)  # rates hold for a number of threads
@@ -72,7 +83,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
+def database(database_url: str) -> Iterator["Database"]:
     """The same, with its tables."""
     with databases.ready_database(database_url) as ready:
         yield ready
