@@ -5,10 +5,11 @@ spent; every row is printed and in the file the moment it is known, with the sec
 
     rates      one kernel at a time: what the roof is made of
     parity     every part, small, beside fp32 on the CPU: relative errors
+    far        attention with far pairs left out, alone
     14b, 1.3b  one forward: exact, fused, sparse, fp8, streamed; its share of peak and its time over the roof
     stages     the text encoder, the autoencoder both ways
     clip       tokens to frames with four steps: what the stages come to, and in one go
-    more, vae  the other ways of both: with guidance, tile by tile, not fused; in fp32
+    more, vae  the other ways of both: with guidance, FlexAttention at 480p, not fused; in fp32
     batch      nano: several clips in one forward against one after the other
     diffusers  the same forward by diffusers, where it is installed
 
@@ -30,11 +31,12 @@ BEGAN = time.time()
 PARTS = {
     "rates": ("rates", "run"),
     "parity": ("parity", "run"),
-    "14b": ("steps", "fourteen"),
-    "1.3b": ("steps", "small"),
+    "far": ("far", "run"),
+    "14b": ("forwards", "fourteen"),
+    "1.3b": ("forwards", "small"),
     "stages": ("stages", "run"),
     "clip": ("clip", "run"),
-    "more": ("steps", "more"),
+    "more": ("forwards", "more"),
     "vae": ("stages", "more"),
     "batch": ("batch", "run"),
     "diffusers": ("rival", "run"),

@@ -20,7 +20,7 @@ from broll.engine.config import PUBLISHED, TransformerConfig
 from broll.engine.shapes import Grid, latent_grid, token_grid
 
 SIZES = {"480p": Grid(81, 480, 832), "720p": Grid(81, 720, 1280)}
-TINY = {"480p": Grid(9, 16, 32), "720p": Grid(9, 32, 32)}
+TINY = {"480p": Grid(17, 16, 32), "720p": Grid(17, 32, 32)}
 # Operations a second that the data sheets give: dense bf16 and fp8. https://www.nvidia.com/en-us/data-center/h200/
 PEAK = {"bf16": 989e12, "fp8": 1979e12}
 # Before anything is measured: to guess what will fit into the budget. bf16's is of KINDS.md, the others are guesses.

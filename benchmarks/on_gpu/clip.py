@@ -1,17 +1,18 @@
 """From tokens to frames in one go: text, four steps of a distilled grid without guidance, frames in main memory.
 
-The three models lie on the device together, with random weights, after a warm-up of one block and two latents. In the
-lossy way the matrices are fp8 and, after the first step, far pairs are left out (sparse.py), by FlexAttention.
+The three models lie on the device together, with random weights, after a warm-up of two blocks and two latents. In the
+lossy ways the matrices are fp8, and after the first step and layer far pairs are left out (sparse.py), tile by tile.
 """
 
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import Tensor
 
-from benchmarks.on_gpu import models, stages, steps
+from benchmarks.on_gpu import far, models, stages, steps
 from benchmarks.on_gpu.bench import Bench, Figures, between
 from benchmarks.on_gpu.steps import LOW, Way
 from broll.engine import conditioning, fused
@@ -24,6 +25,7 @@ from broll.engine.vae import VAE
 
 NAME = "wan2.1-t2v-14b"
 STEPS = 4
+SPARSE = f"sparse {far.SPARSITY:g}"
 
 
 def run(bench: Bench) -> None:
@@ -32,20 +34,30 @@ def run(bench: Bench) -> None:
     if bench.left < seconds(bench, "480p") + 5 and not bench.tiny:
         bench.add("14B, four steps", {"skipped": f"{max(0, bench.left):.0f} s are left"})
         return
-    model = models.transformer(bench, bench.transformer(NAME), LOW)
     encode = stages.text_encoder(bench, LOW)
     vae = stages.vae(bench, stages.lowest(bench), last=True)
-    for size in ("480p", "720p"):
-        steps.use(model, steps.chosen(bench, size))
-        way = Way(fused=bench.compiled)
-        label, cost = f"14B {size}, four steps, exact", seconds(bench, size)
-        bench.attempt(label, cost, partial(made, bench, model, encode, vae, size, way))
+    model = models.transformer(bench, bench.transformer(NAME), LOW)
     models.to_fp8(model)
-    for size in ("720p", "480p"):
-        steps.use(model, AfterFirst(steps.chosen(bench, size), steps.flexed(bench, size)))
-        way = Way(fused=True)
-        label, cost = f"14B {size}, four steps, fp8, sparse {steps.SPARSITY:g}", 0.8 * seconds(bench, size)
-        bench.attempt(label, cost, partial(made, bench, model, encode, vae, size, way))
+    for size, form in (("480p", "fp8"), ("480p", f"fp8, {SPARSE}"), ("720p", f"fp8, {SPARSE}")):
+        one(bench, model, encode, vae, size, form)
+    del model
+    bench.forget()
+    model = models.transformer(bench, bench.transformer(NAME), LOW)
+    for size in ("480p", "720p"):
+        one(bench, model, encode, vae, size, "exact")
+
+
+def one(
+    bench: Bench, model: Transformer, encode: Callable[[int], Tensor], vae: VAE, size: str, form: str
+) -> None:
+    dense, way = steps.chosen(bench, size), Way(fused=bench.compiled)
+    steps.use(model, AfterFirst(dense, far.gathered(bench, size)) if SPARSE in form else dense)
+    part = 0.7 if SPARSE in form else 1.0
+    bench.attempt(
+        f"14B {size}, four steps, {form}",
+        part * seconds(bench, size),
+        partial(made, bench, model, encode, vae, size, way),
+    )
 
 
 def added_up(bench: Bench, size: str) -> None:
@@ -65,11 +77,15 @@ def added_up(bench: Bench, size: str) -> None:
     for row, step in steps_of.items():
         if "guidance" not in row and "sparse" not in row:
             bench.add(f"added up: four steps, {row[8:]}", {"seconds": rest + STEPS * step})
+    layers = bench.transformer(NAME).num_layers
     for form, dense in (("", "exact, fused"), ("fp8, ", "fp8, fused")):
-        far, near = f"{first} {form}sparse {steps.SPARSITY:g}, flex", f"{first} {dense}"
-        if far in steps_of and near in steps_of:
-            whole = rest + steps_of[near] + (STEPS - 1) * steps_of[far]
-            bench.add(f"added up: four steps, {size} {form}sparse after the first", {"seconds": whole})
+        for way in (far.TILES, far.FLEX):
+            sparse, near = far.label(size, way, form), f"{first} {dense}"
+            if sparse in steps_of and near in steps_of:
+                step = steps_of[sparse] + (steps_of[near] - steps_of[sparse]) / layers
+                whole = rest + steps_of[near] + (STEPS - 1) * step
+                row = f"added up: four steps, {size} {form}sparse after the first, {way}"
+                bench.add(row, {"seconds": whole})
 
 
 def seconds(bench: Bench, size: str) -> float:
@@ -78,13 +94,13 @@ def seconds(bench: Bench, size: str) -> float:
 
 
 class AfterFirst:
-    """Dense in the first step, and for text."""
+    """Dense in the first step and layer, and for text."""
 
     def __init__(self, dense: Attend, sparse: Attend) -> None:
         self._dense, self._sparse = dense, sparse
 
     def __call__(self, q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
-        attend = self._sparse if call.kind == "self" and call.step else self._dense
+        attend = self._sparse if call.kind == "self" and call.step and call.layer else self._dense
         return attend(q, k, v, call)
 
 
@@ -129,7 +145,7 @@ def warmed(
     grid = bench.latent(size)
     context = models.context(bench, model, grid)
     x, time_ = models.noise(bench, model, grid), torch.tensor([500.0], device=bench.device)
-    model.stack, before = one_block(model), model.stack
+    model.stack, before = two_blocks(model), model.stack
     try:
         with fused.on(model, steps.compiler(bench), wanted=way.fused):
             for step in (0, 1):  # dense, and what is sparse
@@ -140,5 +156,6 @@ def warmed(
         on_host(video)
 
 
-def one_block(model: Transformer) -> Stack:
-    return lambda tokens, context: next(model.each_block(tokens, context))
+def two_blocks(model: Transformer) -> Stack:
+    """The first of them is dense in every step."""
+    return lambda tokens, context: list(islice(model.each_block(tokens, context), 2))[-1]

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 from benchmarks.on_gpu import models
 from benchmarks.on_gpu.bench import Bench, Figures, relative
+from benchmarks.on_gpu.far import Flexed, Gathered
 from benchmarks.on_gpu.stages import channels_last
-from benchmarks.on_gpu.steps import Flexed, use
-from broll.engine import attention, compiled, conditioning, fused, kernels, sparse
-from broll.engine.attention import AttendCall
+from benchmarks.on_gpu.steps import use
+from broll.engine import attention, compiled, conditioning, fused, kernels
 from broll.engine.compiled import Compiler
 from broll.engine.config import ImageConfig, TextConfig, TransformerConfig, VAEConfig
-from broll.engine.shapes import Grid, Heads, Keys
-from broll.engine.sparse import Pattern
+from broll.engine.shapes import Grid
 from broll.engine.step_cache import StepCache
 from broll.engine.transformer import Context, Transformer, set_precision
 from broll.engine.vae import VAE
@@ -87,22 +86,16 @@ def cached(model: Transformer) -> None:
 
 
 def far_left_out(model: Transformer) -> None:
-    use(model, partial(gathered, sparse.pattern(TOKENS, SPARSITY)))
-
-
-def gathered(pattern: Pattern, q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:
-    if call.kind != "self":
-        return attention.sdpa(q, k, v, call)
-    return sparse.gathered(attention.sdpa, q, k, v, call, pattern)
+    use(model, Gathered(TOKENS, SPARSITY, attention.sdpa))
 
 
 def by_flex(model: Transformer) -> None:
-    """Not compiled; that is compared in steps.py, at its own size."""
+    """Not compiled; that is compared in far.py, at its own size."""
     use(model, Flexed(Compiler(compiled.ON, None), TOKENS, SPARSITY, attention.sdpa))
 
 
 def in_one_pass(model: Transformer) -> None:
-    """The algebra of it; what is compiled is compared in steps.py, at its own size."""
+    """The algebra of it; what is compiled is compared in forwards.py, at its own size."""
 
     def stack(tokens: Tensor, context: Context) -> Tensor:
         with fused.on(model, Compiler(compiled.ON, None), wanted=True):

@@ -217,5 +217,8 @@ def pays(spec: VideoSpec, config: ModelConfig) -> bool:
 
 def named(spec: VideoSpec, config: ModelConfig, compiler: Compiler) -> str:
     """What is compiled for this clip, for the record."""
-    features = {FEATURE: wanted(spec, config, compiler), sparse.FEATURE: sparse.by_flex(spec, compiler)}
+    features = {
+        FEATURE: wanted(spec, config, compiler),
+        sparse.FEATURE: sparse.by_flex(spec, config, compiler),
+    }
     return " ".join(name for name, so in features.items() if so)

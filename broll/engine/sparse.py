@@ -1,19 +1,22 @@
 """The attend seam of self-attention, with far pairs of tokens left out: radial attention, without training.
 
-Every frame is cut into 4 to 8 bands of consecutive tokens, 256 or more if it has them. Of two frames d apart, band a
-attends band b if
+Every frame is cut into 4 bands of consecutive tokens. Up to 3 frames that follow each other are a group, and what one
+band is in them is a tile, whose queries attend the same keys. Of a frame d away from the nearest one of a group, the
+group's band a attends band b if
 
-    d = 0, or b is in the first frame          each frame sees itself, and all see the first (a sink)
-    |a - b| <= w / 2^floor(log2 d)             else a window that halves when the distance doubles;
-    a = b, and d is a multiple of a power of 2   where it is thinner than a band: that band, in fewer and fewer frames
+    d = 0, or the frame is the first    a group sees its own frames, and all see the first (a sink)
+    |a - b| <= w / d                    else a window that narrows with the distance;
+    a = b, and d is a multiple of the   where it is thinner than a band: that band, in fewer and fewer frames
+      least power of 2 from d / w on
 
 w is the widest with which `sparsity`, a share of all pairs, is left out. The first quarter of the steps and the first
 layer stay dense, as in the authors' scripts for WAN 2.1 (12 of 50 steps, 1 of 4; 1 layer). Sparsity 0 changes no bit.
 
-`gathered` runs the dense kernel over each band's own keys, so it works with any kernel and is checked as it is;
-`masked` is its slow twin. `flexed`, where something is compiled (compiled.py), gives the pattern to FlexAttention: of
-blocks of 128 those are left out whole of which no pair is kept, and in the others those pairs that are not. `gathered`
-is its slow twin. Left out: text attention, and the finer windows of the authors' kernel (blocks of 128).
+`gathered` runs the dense kernel, any, over each tile's own keys: 5 s at 720p are 28 calls of 2,700 queries a layer, so
+copying keys is a small part, and the kernel has enough to do. `masked` is its slow twin. Where frames are so small that
+calls would be short, and something is compiled (compiled.py), `flexed` gives the pattern to FlexAttention: of blocks of
+128 those are left out whole of which no pair is kept, and in the others those pairs that are not. `gathered` is its
+slow twin. Left out: text attention, and the finer windows of the authors' kernel (blocks of 128).
 
     Radial attention    https://arxiv.org/abs/2506.19852
     FlexAttention       https://pytorch.org/blog/flexattention/
@@ -40,37 +43,43 @@ from broll.engine.transformer import SelfAttention, Transformer
 from broll.spec import VideoSpec
 
 FEATURE = "sparse"  # of what is compiled
-# Operations a second of `flexed` on an H200 and of its dense attention, by cuDNN: 14B at 720p, sparsity 0.5, in
-# benchmarks/results/h200-2026-11-26.json. A block takes 295.1 ms with 41 % of the pairs, 278.2 with all, of which
-# attention is 206.2.
-FLEX, DENSE_H200 = 216e12, 568e12
+# Operations a second of the 14B's attention on an H200 (benchmarks/results): dense, by cuDNN; of the pairs left,
+# by FlexAttention in tiles of 450 tokens, and tile by tile, copying counted, with 1,170 queries a call and with 2,700.
+DENSE_H200, FLEX_H200, SHORT_H200, LONG_H200 = 568e12, 216e12, 369e12, 484e12
+LONG = 1800  # queries of a call, from which on cuDNN is as fast as with all of them, or nearly
+FEW = 1024  # queries of a call: below, FlexAttention. Tile by tile with 450 it took 1.7 times as long, on that H200
 BLOCK = 128  # tokens of a block of FlexAttention
-BAND = 256  # tokens, about
-BANDS = (4, 8)  # of a frame: at least and at most
+FRAMES, BANDS = 3, 4  # of a tile, at most; of a frame
 DENSE = 0.25  # of the steps, at the beginning
+Runs = tuple[slice, ...]  # of tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Tiles of tokens, and which attend which."""
+    """Pieces are a frame's bands. Tiles are pieces whose queries attend the same pieces, in one call."""
 
-    edges: tuple[int, ...]  # where each tile begins; and where the last one ends
-    kept: Tensor  # bool [tiles, tiles]
+    edges: tuple[int, ...]  # where each piece begins; and where the last one ends
+    tile: Tensor  # int [pieces]: of each piece the tile it is in
+    kept: Tensor  # bool [tiles, pieces]
 
     @functools.cached_property
     def share(self) -> float:
         """Of all pairs of tokens, that are computed."""
         sizes = torch.tensor(self.edges, dtype=torch.float64).diff()
-        return float(sizes @ self.kept.double() @ sizes) / self.edges[-1] ** 2
+        return float(sizes @ self.kept[self.tile].double() @ sizes) / self.edges[-1] ** 2
 
     @functools.cached_property
-    def rows(self) -> tuple[tuple[slice, tuple[slice, ...]], ...]:
-        """Of each tile its tokens, and the runs of tokens that they attend."""
-        tiles = enumerate(zip(self.edges, self.edges[1:], strict=False))
-        return tuple((slice(*edges), self._runs(tile)) for tile, edges in tiles)
+    def piece(self) -> Tensor:
+        """Of each token the piece it is in."""
+        return torch.repeat_interleave(torch.tensor(self.edges).diff())
 
-    def _runs(self, tile: int) -> tuple[slice, ...]:
-        on = [False, *self.kept[tile].tolist(), False]
+    @functools.cached_property
+    def rows(self) -> tuple[tuple[Runs, Runs], ...]:
+        """Of each tile the runs of its tokens, and of those that they attend."""
+        return tuple((self._runs(self.tile == tile), self._runs(kept)) for tile, kept in enumerate(self.kept))
+
+    def _runs(self, pieces: Tensor) -> Runs:
+        on = [False, *pieces.tolist(), False]
         starts = [i for i in range(len(on) - 1) if on[i + 1] and not on[i]]
         ends = [i for i in range(len(on) - 1) if on[i] and not on[i + 1]]
         return tuple(slice(self.edges[a], self.edges[b]) for a, b in zip(starts, ends, strict=True))
@@ -80,28 +89,40 @@ class Pattern:
 def pattern(grid: Grid, sparsity: float) -> Pattern:
     """The widest windows that leave out so large a share of the pairs; or the narrowest there are."""
     frame = grid.height * grid.width
-    bands = min(frame, max(BANDS[0], min(BANDS[1], frame // BAND)))
-    edges = tuple(f * frame + round(b * frame / bands) for f in range(grid.frames) for b in range(bands))
+    bands = min(frame, BANDS)
+    starts = (f * frame + round(b * frame / bands) for f in range(grid.frames) for b in range(bands))
+    edges = (*starts, grid.size)
+    group = groups(grid.frames)
+    tile = (group[:, None] * bands + torch.arange(bands)).flatten()
+
+    def of_width(width: float) -> Pattern:
+        return Pattern(edges, tile, windows(group, bands, width))
+
     narrow, wide = 0.0, 2.0 * bands * grid.frames
     for _ in range(24):
         width = (narrow + wide) / 2
-        if Pattern((*edges, grid.size), windows(grid.frames, bands, width)).share <= 1 - sparsity:
+        if of_width(width).share <= 1 - sparsity:
             narrow = width
         else:
             wide = width
-    return Pattern((*edges, grid.size), windows(grid.frames, bands, narrow))
+    return of_width(narrow)
 
 
-def windows(frames: int, bands: int, width: float) -> Tensor:
-    """Which tile attends which, [tiles, tiles]: see above."""
-    frame = torch.arange(frames).repeat_interleave(bands)
-    band = torch.arange(bands).repeat(frames)
-    apart = (frame[:, None] - frame).abs()
-    off = (band[:, None] - band).abs()
-    window = width / 2 ** apart.clamp(min=1).double().log2().floor()
+def groups(frames: int) -> Tensor:
+    """Of each frame its group: of consecutive ones, as equal as can be."""
+    return torch.arange(frames) * -(-frames // FRAMES) // frames
+
+
+def windows(group: Tensor, bands: int, width: float) -> Tensor:
+    """Which tile attends which piece, [tiles, pieces]: see above. `group`: of each frame."""
+    frame, band = torch.arange(len(group)), torch.arange(bands)
+    frames = [frame[group == own] for own in group.unique()]
+    apart = torch.stack([(own[:, None] - frame).abs().amin(0) for own in frames])[:, None, :, None]
+    off = (band[:, None] - band).abs()[None, :, None, :]
+    window = width / apart.clamp(min=1).double()
     every = 2 ** (-window.log2()).ceil().clamp(0, 30)
     near = torch.where(window >= 1, off <= window, (off == 0) & (apart % every == 0))
-    return near | (apart == 0) | (frame == 0)
+    return (near | (apart == 0) | (frame == 0)[:, None]).flatten(2).flatten(0, 1)
 
 
 # --- computing it -----------------------------------------------------------------------------------------
@@ -109,17 +130,24 @@ def windows(frames: int, bands: int, width: float) -> Tensor:
 
 def masked(q: Heads, k: Keys, v: Keys, pattern: Pattern) -> Heads:
     """The definition: every pair is computed, and those left out are taken away; n x n in memory."""
-    tile = torch.repeat_interleave(torch.tensor(pattern.edges).diff())
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.kept[tile][:, tile].to(q.device))
+    kept = pattern.kept[pattern.tile][pattern.piece][:, pattern.piece]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=kept.to(q.device))
 
 
 def gathered(dense: Attend, q: Heads, k: Keys, v: Keys, call: AttendCall, pattern: Pattern) -> Heads:
     """Each tile by the dense kernel, over the keys that it attends."""
     out = torch.empty_like(q)
-    for own, runs in pattern.rows:
-        keys, values = (torch.cat([x[:, :, run] for run in runs], dim=2) for x in (k, v))
-        out[:, :, own] = dense(q[:, :, own], keys, values, call)
+    for own, seen in pattern.rows:
+        made = dense(together(q, own), together(k, seen), together(v, seen), call)
+        parts = made.split([run.stop - run.start for run in own], dim=2)
+        for run, part in zip(own, parts, strict=True):
+            out[:, :, run] = part
     return out
+
+
+def together(x: Heads, runs: Runs) -> Keys:
+    """These tokens one after the other. In memory tokens come before heads, so a run is copied in one piece."""
+    return torch.cat([x.transpose(1, 2)[:, run] for run in runs], dim=1).transpose(1, 2)
 
 
 @functools.lru_cache(maxsize=4)
@@ -128,12 +156,12 @@ def mask(pattern: Pattern, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import BlockMask  # noqa: PLC0415  it brings the compiler
 
     tokens = pattern.edges[-1]
-    tile = torch.repeat_interleave(torch.tensor(pattern.edges).diff())
-    holds = torch.zeros(-(-tokens // BLOCK), len(pattern.kept))  # block x tile
-    holds[torch.arange(tokens) // BLOCK, tile] = 1
-    kept = pattern.kept.float()
+    holds = torch.zeros(-(-tokens // BLOCK), len(pattern.tile))  # block x piece
+    holds[torch.arange(tokens) // BLOCK, pattern.piece] = 1
+    pairs = pattern.kept[pattern.tile]
+    kept = pairs.float()
     some, lacking = (holds @ kept @ holds.T) > 0, (holds @ (1 - kept) @ holds.T) > 0
-    of_token, table = tile.to(device), pattern.kept.to(device)
+    of_token, table = pattern.piece.to(device), pairs.to(device)
 
     return BlockMask.from_kv_blocks(
         *listed(some & lacking, device), *listed(some & ~lacking, device),
@@ -170,7 +198,7 @@ class Radial:
             return self._dense(q, k, v, call)
         made = pattern(call.grid, self._sparsity)
         slow = partial(gathered, self._dense, q, k, v, call, made)
-        if self._compiler.makes(FEATURE):
+        if short(call.grid) and self._compiler.makes(FEATURE):
             try:
                 return self._compiler.run(
                     FEATURE, "flex", partial(flexed, self._compiler, q, k, v, made), slow
@@ -180,9 +208,19 @@ class Radial:
         return slow()
 
 
-def by_flex(spec: VideoSpec, compiler: Compiler) -> bool:
+def queries(grid: Grid) -> float:
+    """Of a call tile by tile, on average."""
+    return grid.size / (len(groups(grid.frames).unique()) * BANDS)
+
+
+def short(grid: Grid) -> bool:
+    """Whether the calls tile by tile would be."""
+    return queries(grid) < FEW
+
+
+def by_flex(spec: VideoSpec, config: ModelConfig, compiler: Compiler) -> bool:
     """Whether pairs of this clip are left out by FlexAttention."""
-    return bool(spec.sparsity) and compiler.makes(FEATURE)
+    return bool(spec.sparsity) and compiler.makes(FEATURE) and short(grid_of(spec, config))
 
 
 @contextmanager
@@ -240,16 +278,27 @@ def told(spec: VideoSpec, config: ModelConfig, device: str = "cpu") -> str:
     """One line on what the sparsity asked for comes to, on a GPU also whether that may take longer; else empty."""
     if not spec.sparsity:
         return ""
-    part = pattern(grid_of(spec, config), spec.sparsity).share
+    grid = grid_of(spec, config)
+    part = pattern(grid, spec.sparsity).share
     return (
         f"sparsity {spec.sparsity:g}: {part:.0%} of the pairs in self-attention are computed after the first "
         f"{dense_steps(spec)} of {spec.steps} steps; {share(spec, config):.0%} in all"
-        + (f"; {worth(part)}" if device == "cuda" and FLEX / part < DENSE_H200 else "")
+        + (worth(part, on_h200(grid)) if device == "cuda" else "")
     )
 
 
-def worth(part: float) -> str:
+def on_h200(grid: Grid) -> float:
+    """Operations a second of what is left."""
+    if short(grid):
+        return FLEX_H200
+    return LONG_H200 if queries(grid) >= LONG else SHORT_H200
+
+
+def worth(part: float, rate: float) -> str:
+    """Nothing where it is faster on an H200."""
+    if rate / part >= DENSE_H200:
+        return ""
     return (
-        f"this saves time only where dense attention computes less than {FLEX / part / 1e12:.0f} TFLOP/s, and an "
+        f"; this saves time only where dense attention computes less than {rate / part / 1e12:.0f} TFLOP/s, and an "
         f"H200 computes {DENSE_H200 / 1e12:.0f}"
     )

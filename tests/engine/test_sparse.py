@@ -19,7 +19,10 @@ from broll.errors import BadOption
 from broll.spec import parse
 from tests import checkpoints
 
-GRIDS = [Grid(1, 4, 5), Grid(5, 4, 5), Grid(9, 3, 7), Grid(4, 1, 3), Grid(3, 40, 40)]
+GRIDS = [
+    *(Grid(1, 4, 5), Grid(5, 4, 5), Grid(9, 3, 7), Grid(4, 1, 3), Grid(4, 20, 20), Grid(13, 1, 1)),
+    *(Grid(21, 5, 8), Grid(41, 2, 3)),
+]
 STEPS = 4
 
 
@@ -71,12 +74,11 @@ def test_flexattention_is_given_the_pairs_of_the_pattern_and_no_others(grid):
             keys = slice(block * sparse.BLOCK, (block + 1) * sparse.BLOCK)
             q, k = torch.meshgrid(torch.arange(n)[queries], torch.arange(n)[keys], indexing="ij")
             pairs[queries, keys] = True if block in full else mask.mask_mod(0, 0, q, k)
-    tile = torch.repeat_interleave(torch.tensor(made.edges).diff())
-    assert torch.equal(pairs, made.kept[tile][:, tile])
+    assert torch.equal(pairs, made.kept[made.tile][made.piece][:, made.piece])
 
 
 def test_flexattention_equals_the_dense_kernel_tile_by_tile():
-    grid = Grid(3, 12, 14)
+    grid = Grid(5, 9, 10)
     q, k, v = tensors(grid.size)
     made, call, compiler = sparse.pattern(grid, 0.5), AttendCall("self", 1, grid), Compiler(ON, "aot_eager")
     out = sparse.flexed(compiler, q, k, v, made)
@@ -90,11 +92,11 @@ def test_flexattention_equals_the_dense_kernel_tile_by_tile():
 
     radial = sparse.Radial(dense, 0.5, 0, compiler)
     assert torch.equal(radial(q, k, v, call), radial(q, k, v, call))
-    assert len(asked) == len(made.edges) - 1  # compared once
+    assert len(asked) == len(made.kept)  # compared once
 
 
 def test_where_flexattention_cannot_be_had_it_goes_tile_by_tile():
-    grid = Grid(3, 4, 5)
+    grid = Grid(5, 4, 5)
     q, k, v = tensors(grid.size)
     call, made, compiler = (
         AttendCall("self", 1, grid),
@@ -106,40 +108,70 @@ def test_where_flexattention_cannot_be_had_it_goes_tile_by_tile():
     assert len(compiler.news()) == 1 and not compiler.makes("sparse")
 
 
-def attends(frame, band, other_frame, other_band, width):
-    """The definition, word by word."""
-    apart = abs(frame - other_frame)
+def test_calls_that_are_large_enough_go_tile_by_tile_though_flexattention_is_there(monkeypatch):
+    monkeypatch.setattr(sparse, "FEW", 40)
+    compiler, asked = Compiler(ON, "no such thing"), []
+
+    def dense(q, k, v, call):
+        asked.append(q.shape[2])
+        return attention.sdpa(q, k, v, call)
+
+    grid = Grid(6, 8, 8)
+    sparse.Radial(dense, 0.5, 0, compiler)(*tensors(grid.size), AttendCall("self", 1, grid))
+    assert asked == [3 * 16] * 8  # a quarter of three frames
+    assert compiler.makes("sparse")
+
+
+@pytest.mark.parametrize(("size", "so"), [((256, 256), True), ((832, 480), False), ((1280, 720), False)])
+def test_only_small_frames_go_by_flexattention(size, so):
+    config = PUBLISHED["wan2.1-t2v-14b"]
+    spec = parse(model=config.name, prompt="a lake", sparsity=0.5, width=size[0], height=size[1])
+    assert sparse.by_flex(resolve(spec, config), config, Compiler(ON)) == so
+
+
+def attends(frames, band, other_frame, other_band, width):
+    """The definition, word by word: of a band of a group of frames."""
+    apart = min(abs(frame - other_frame) for frame in frames)
     if apart == 0 or other_frame == 0:
         return True
-    window = width / 2 ** int(math.log2(apart))
-    if window >= 1:
-        return abs(band - other_band) <= window
+    if width >= apart:
+        return abs(band - other_band) <= width / apart
     every = 1
-    while every * window < 1:
+    while every < apart / width:
         every *= 2
     return band == other_band and apart % every == 0
 
 
 @pytest.mark.parametrize("width", [0.1, 0.5, 1.0, 3.0, 4.0, 7.5, 16.0])
-def test_windows_halve_when_the_distance_doubles(width):
-    frames, bands = 11, 6
-    made = sparse.windows(frames, bands, width)
-    for i in range(frames * bands):
-        for j in range(frames * bands):
-            assert made[i, j] == attends(*divmod(i, bands), *divmod(j, bands), width)
+def test_windows_narrow_with_the_distance(width):
+    group, bands = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3]), 6
+    made = sparse.windows(group, bands, width)
+    for i in range(4 * bands):
+        for j in range(len(group) * bands):
+            own, band = divmod(i, bands)
+            frames = [frame for frame in range(len(group)) if group[frame] == own]
+            assert made[i, j] == attends(frames, band, *divmod(j, bands), width)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 4, 5, 9, 13, 21, 41])
+def test_groups_are_of_up_to_three_frames_in_a_row(frames):
+    group = sparse.groups(frames).tolist()
+    sizes = [group.count(number) for number in range(group[-1] + 1)]
+    assert group == sorted(group) and max(sizes) <= 3 and max(sizes) - min(sizes) <= 1
 
 
 def test_every_frame_sees_itself_and_the_first_however_little_is_left():
-    made = sparse.pattern(Grid(21, 30, 52), 0.9)
-    tiles = len(made.edges) - 1
-    bands = tiles // 21
-    for tile in range(tiles):
-        own = tile // bands * bands
-        assert made.kept[tile, own : own + bands].all()
-        assert made.kept[tile, :bands].all()
+    made, bands = sparse.pattern(Grid(21, 30, 52), 0.9), sparse.BANDS
+    seen = made.kept[made.tile].unflatten(0, (21, bands)).unflatten(2, (21, bands))
+    for frame in range(21):
+        assert seen[frame, :, frame].all()
+        assert seen[frame, :, 0].all()
+    assert made.share == pytest.approx((3 * 3 * 7 + 18) / 21**2)
 
 
-@pytest.mark.parametrize("grid", [Grid(21, 30, 52), Grid(21, 45, 80), Grid(41, 45, 80)], ids=str)
+@pytest.mark.parametrize(
+    "grid", [Grid(21, 5, 8), Grid(21, 30, 52), Grid(21, 45, 80), Grid(41, 45, 80)], ids=str
+)
 def test_the_dial_says_what_is_left_out(grid):
     shares = [sparse.pattern(grid, sparsity).share for sparsity in (0.1, 0.3, 0.5, 0.7, 0.8)]
     for share, sparsity in zip(shares, (0.1, 0.3, 0.5, 0.7, 0.8), strict=True):
@@ -147,12 +179,17 @@ def test_the_dial_says_what_is_left_out(grid):
     assert shares == sorted(shares, reverse=True)
 
 
-def test_tiles_cover_every_token_once_and_none_crosses_a_frame():
-    for grid in GRIDS:
-        made, frame = sparse.pattern(grid, 0.5), grid.height * grid.width
-        assert made.edges[0] == 0 and made.edges[-1] == grid.size
-        assert list(made.edges) == sorted(set(made.edges))
-        assert set(range(0, grid.size + 1, frame)) <= set(made.edges)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_tiles_cover_every_token_once_and_are_of_a_group_of_frames(grid):
+    made, frame = sparse.pattern(grid, 0.5), grid.height * grid.width
+    assert made.edges[0] == 0 and made.edges[-1] == grid.size
+    assert list(made.edges) == sorted(set(made.edges))
+    assert set(range(0, grid.size + 1, frame)) <= set(made.edges)
+    tokens = torch.arange(grid.size)
+    tiles = [torch.cat([tokens[run] for run in own]) for own, _ in made.rows]
+    assert torch.equal(torch.cat(tiles).sort().values, tokens)
+    group = sparse.groups(grid.frames)
+    assert all(len(set(group[tile // frame].tolist())) == 1 for tile in tiles)
 
 
 @pytest.mark.parametrize("nothing", [None, 0.0])
@@ -249,12 +286,20 @@ def test_what_it_comes_to_is_said_in_one_line(parts):
     assert "TFLOP/s" not in told
 
 
-@pytest.mark.parametrize(("sparsity", "pays"), [(0.5, False), (0.7, True)])
-def test_on_a_gpu_it_says_where_it_would_save_no_time(sparsity, pays):
+def test_on_a_gpu_it_says_where_it_would_save_no_time():
     config = PUBLISHED["wan2.1-t2v-14b"]
-    given = {"model": config.name, "prompt": "a lake", "seed": 1, "width": 1280, "height": 720}
-    told = sparse.told(resolve(parse(**given, sparsity=sparsity), config), config, "cuda")
-    assert ("only where dense attention computes less than 525 TFLOP/s" in told) != pays
+
+    def told(sparsity, **size):
+        spec = parse(model=config.name, prompt="a lake", seed=1, sparsity=sparsity, **size)
+        return sparse.told(resolve(spec, config), config, "cuda")
+
+    assert "only where dense attention computes less than 4" in told(0.5, width=256, height=256)
+    assert "TFLOP/s" not in told(0.8, width=256, height=256)
+    assert "TFLOP/s" not in told(0.3, width=1280, height=720)  # tile by tile, in long calls
+    assert "less than 53" in told(0.3, width=832, height=480) and "TFLOP/s" not in told(
+        0.5, width=832, height=480
+    )
+    assert "less than 400 TFLOP/s" in sparse.worth(0.5, 200e12) and sparse.worth(0.3, 200e12) == ""
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 0.91, 1, math.nan])
