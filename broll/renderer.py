@@ -13,7 +13,6 @@ import io
 import os
 import queue
 import sys
-import tempfile
 import threading
 import time
 import traceback
@@ -22,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from broll import catalog, features, group, loras, takes, wiring
+from broll import catalog, features, group, loras, scratch, takes, wiring
 from broll import plan as plans
 from broll.errors import BadSnapshot, BrollError, GroupLost, OutputError
 from broll.events import (
@@ -112,7 +111,7 @@ class Renderer:
         yield Loaded(work.model, time.perf_counter() - begin)
         flag.check()
         interruptible(parts, flag)
-        with tempfile.TemporaryDirectory(prefix="broll-") as name:
+        with scratch.folder() as name:
             yield from Run(self, work, spec, config, parts, flag, Path(name)).events()
 
     def _ready(self, name: str, spec: VideoSpec) -> "tuple[ModelConfig, Parts]":
@@ -373,6 +372,7 @@ def serve_child() -> None:
             else:
                 flag.soon = flag.now = False  # here, so that a Stop right behind its Work is not lost
                 waiting.put(message)
+        scratch.clear(os.getpid())
         os._exit(0)  # the dispatcher is gone
 
     threading.Thread(target=listen, daemon=True).start()

@@ -4,7 +4,7 @@
                 ◀── events (stdout) ───
 
 Asked to stop now, it gets 2 seconds, then SIGTERM, and SIGKILL after 5. When its stdin ends, because the
-dispatcher died, the child ends itself.
+dispatcher died, the child ends itself. Passing files of a child that was killed are cleared away (scratch.py).
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from broll import scratch
 from broll.events import FINAL, Event, Message, Stop, Work, pack, unpack
 from broll.jobs.executor import ExecutorDied
 
@@ -96,6 +97,7 @@ class LocalExecutor:
             _signal(child, signal.SIGKILL)
             child.wait()
         child.stdout.close()
+        scratch.clear(child.pid)
 
     def _start(self) -> None:
         if self._child is not None and self._child.poll() is None:

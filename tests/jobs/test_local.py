@@ -3,12 +3,13 @@
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 
 import pytest
 
-from broll import catalog, clips, wiring
+from broll import catalog, clips, scratch, wiring
 from broll.engine import pipeline
 from broll.events import Clip, Failed, Loaded, Progress, Snapshot, Stage, Stopped, Work, pack, unpack
 from broll.jobs.executor import ExecutorDied
@@ -151,6 +152,29 @@ def test_when_the_dispatcher_dies_the_child_ends_itself(models):
     assert child.wait(10) == 0
     events.close()
     lonely.close()
+
+
+LEAVES = """
+import os, sys, time
+from broll import scratch
+made = scratch.folder()
+open(os.path.join(made.name, "video.mp4"), "w").close()
+print(made.name, file=sys.stderr, flush=True)
+if "die" in sys.argv:
+    os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_child_that_was_killed_leaves_is_cleared_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    (tmp_path / scratch.prefix(os.getpid())).mkdir()  # another process's
+    child = LocalExecutor([sys.executable, "-c", LEAVES, "die"], env)
+    with pytest.raises(ExecutorDied, match="by SIGKILL"):
+        list(child.run(Work("job_1", "tiny", "{}", {}, None, 30.0)))
+    assert len(list(tmp_path.glob(f"{scratch.prefix(child.pid)}*/video.mp4"))) == 1
+    child.close()
+    assert [path.name for path in tmp_path.iterdir()] == [scratch.prefix(os.getpid())]
 
 
 def test_messages_survive_the_pipe_and_half_of_one_is_none(tmp_path):
