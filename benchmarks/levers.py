@@ -33,7 +33,7 @@ from broll.engine.pipeline import Frames
 from broll.engine.sampler import Step
 from broll.settings import Settings
 from broll.spec import VideoSpec, parse
-from training import measures
+from training import features, measures
 from training.evaluate import Asked, questions
 
 EXACT = "exact"
@@ -87,7 +87,7 @@ def _ssim(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 def seen(frames: Pictures, judge: measures.Measures) -> dict[str, str]:
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
-    return judge.names(measures.stack([measures.features(clip)]))[0]
+    return judge.names(features.stack([features.features(clip)]))[0]
 
 
 def turn(

@@ -1,8 +1,9 @@
 """The whole recipe, one stage after the other: `python -m training.all --device cuda`.
 
-CPU cores render from the first to the last stage but one. What each stage leaves is exported at once, so that a run
-that is cut short is not lost: call it again, and it goes on. The text encoder comes first and from captions alone
-(`python -m training.text`), on any CPU: a run that has one already (runs/nano/text.pt) does not train it again.
+CPU cores render from the first stage on, until the student is taught; a GPU renders too in the first seconds, while the
+transformer is compiled. What each stage leaves is exported at once, so that a run that is cut short is not lost: call
+it again, and it goes on. The text encoder comes first and from captions alone (`python -m training.text`), on any CPU:
+a run that has one already (runs/nano/text.pt) does not train it again. `--until` and `--after` take a part of it.
 """
 
 import argparse
@@ -22,27 +23,37 @@ import torch
 
 from training import evaluate, export, measures, render, run, student, text, transformer, vae
 
+Stage = tuple[str, Callable[[], object]]
 
-def stages(
-    numbers: dict[str, Any], device: str, out: Path, count: int, recipe: str | None
-) -> list[tuple[str, Callable[[], object]]]:
+
+def stages(numbers: dict[str, Any], device: str, out: Path, count: int, recipe: str | None) -> list[Stage]:
     """Name and work of each stage."""
     model = out / "nano" / "broll_nano" / "model"
     measured = out / "training" / measures.FILE.name
     measured.parent.mkdir(parents=True, exist_ok=True)
     minutes = numbers["minutes"][device]
+    trainer: list[transformer.Trainer] = []
+
+    def fill() -> None:
+        with render.beside(recipe, 1, 0, workers() + 1, device, 60 * minutes["fill"]) as rendering:
+            trainer.append(transformer.Trainer(numbers, device))
+            trainer[0].warm()
+            for process in rendering:
+                process.wait()
 
     def judge() -> None:
-        runs, facts = evaluate.evaluate(model, device, count, 1, measured)
+        keep = run.work_folder(numbers) / "judged"
+        runs, facts = evaluate.evaluate(model, device, count, 1, measured, keep)
         found = evaluate.report(runs, facts, out, count, 1, device, measured)
         (out / "report.json").write_text(json.dumps(found, indent=1))
         print(json.dumps(found), flush=True)
 
     return [
-        ("fill", lambda: render.render_all(numbers, device, 0, workers() + 1, 60 * minutes["fill"])),
+        ("fill", fill),
         ("text", lambda: text_once(numbers)),
         ("vae", lambda: vae.train(numbers, device)),
-        ("transformer", lambda: transformer.train(numbers, device)),
+        ("decoder", lambda: vae.polish(numbers, device)),
+        ("transformer", lambda: transformer.train(numbers, device, *trainer)),
         ("export", lambda: export.export(numbers, model)),
         ("student", lambda: taught(numbers, device, recipe, measured)),
         ("export", lambda: export.export(numbers, model)),
@@ -76,9 +87,19 @@ def pack(out: Path, folder: Path, piece: int = 15 * 2**20) -> None:
         (folder / f"nano.tar.{place}").write_bytes(whole.getbuffer()[start : start + piece])
 
 
+def part(whole: list[Stage], after: str | None, until: str) -> list[Stage]:
+    """The stages behind the last one of a name, up to the last one of another."""
+    names = [name for name, _ in whole]
+    for name in (after, until):
+        if name is not None and name not in names:
+            raise SystemExit(f"no stage {name}: they are {', '.join(dict.fromkeys(names))}")
+    last = {name: place for place, name in enumerate(names)}
+    return whole[0 if after is None else last[after] + 1 : last[until] + 1]
+
+
 def workers() -> int:
-    """Cores that render beside: all but two."""
-    return max(1, len(os.sched_getaffinity(0)) - 2)
+    """Cores that render beside: all but four, for training itself, its captions, and what reads and writes clips."""
+    return max(1, len(os.sched_getaffinity(0)) - 4)
 
 
 def main() -> None:
@@ -91,13 +112,17 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=300, help="prompts of the evaluation")
     parser.add_argument("--pack", type=Path, help="also leave the results here, in pieces of 15 MB")
+    parser.add_argument("--until", default="evaluate", help="the last stage")
+    parser.add_argument("--after", help="begin behind this stage")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     numbers, begin = run.recipe(args.recipe), time.monotonic()
     log = run.Log(run.work_folder(numbers) / "all.jsonl")
+    wanted = part(stages(numbers, args.device, args.out, args.count, args.recipe), args.after, args.until)
     with contextlib.ExitStack() as rendering:
-        rendering.enter_context(render.beside(args.recipe, workers(), 1, workers() + 1))
-        for name, work in stages(numbers, args.device, args.out, args.count, args.recipe):
+        if wanted[0][0] == "fill":
+            rendering.enter_context(render.beside(args.recipe, workers(), 1, workers() + 1))
+        for name, work in wanted:
             if name == "student":
                 rendering.close()  # the measures need the cores
             work()

@@ -8,6 +8,7 @@ autoencoder's round trip.
 
 import argparse
 import json
+import os
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,11 +21,12 @@ from torch import Tensor
 from broll.engine import attention
 from broll.engine.load import Parts, load
 from broll.engine.shapes import Grid, latent_grid
-from training import measures, quality, run
+from training import features, measures, quality, run
 from training.camera import CAMERAS, STEADY
 from training.captions import describe
 from training.export import MODEL, student
-from training.measures import decoded, in_processes
+from training.features import in_processes
+from training.measures import decoded
 from training.report import Judged, write
 from training.sampling import encode, noise, sample
 from training.scenes import Scene
@@ -81,18 +83,27 @@ class Maker:
         self.grid = latent_grid(Grid(d.frames, d.size[1], d.size[0]), stride)
         self.how: dict[str, Any] = {"steps": d.steps, "guidance": d.guidance, "shift": d.shift}
 
-    def latents(self, prompts: list[str], seeds: list[int], first: Tensor | None = None) -> Tensor:
-        """[b, c, f, h, w] on the CPU; `first` [b, c, 1, h, w] are given."""
+    def latents(
+        self, prompts: list[str], seeds: list[int], first: Tensor | None = None, kept: Path | None = None
+    ) -> Tensor:
+        """[b, c, f, h, w] on the CPU; `first` [b, c, 1, h, w] are given. What `kept` has is not made again."""
         made, size = [], BATCH[self.device]
         text, channels = self.parts.text, self.parts.config.transformer.out_dim
         for start in range(0, len(prompts), size):
-            part = slice(start, start + size)
+            part, file = slice(start, start + size), kept and kept / f"{start:05d}-{size}.pt"
+            if file and file.exists():
+                made.append(torch.load(file, weights_only=True))
+                continue
             ids = [text.token_ids(p) for p in prompts[part]]  # type: ignore[union-attr]
             empty = [text.token_ids("")] * len(ids)  # type: ignore[union-attr]
             pair = encode(text, ids), encode(text, empty)  # type: ignore[arg-type]
             x = noise(self.grid, channels, seeds[part], self.device)
             given = None if first is None else first[part].to(self.device)
             made.append(sample(self.parts.transformer, pair, x, first=given, **self.how).cpu())
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                torch.save(made[-1], file.with_suffix(f".{os.getpid()}"))
+                os.replace(file.with_suffix(f".{os.getpid()}"), file)
         return torch.cat(made)
 
     def clips(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -100,9 +111,9 @@ class Maker:
 
 
 def judge(
-    maker: Maker, asked: list[Asked], latents: dict[str, Tensor], model: measures.Measures
+    maker: Maker, asked: list[Asked], latents: dict[str, Tensor], model: measures.Measures, keep: Path | None
 ) -> list[Run]:
-    """Decode and measure the clips of each way to make them."""
+    """Decode and measure the clips of each way to make them; what was looked at stays in the folder `keep`."""
     flicker, strips = [], []
 
     def watched() -> Any:
@@ -111,7 +122,10 @@ def judge(
             strips.append(quality.strip(clip))
             yield clip
 
-    found = model.names(measures.stack(list(in_processes(watched()))))
+    seen = features.stack(list(in_processes(watched())))
+    if keep:
+        features.save(keep / "features.pt", seen)
+    found = model.names(seen)
     runs = []
     for place, name in enumerate(latents):
         part = slice(place * len(asked), (place + 1) * len(asked))
@@ -136,24 +150,29 @@ def from_pictures(maker: Maker, count: int, seed: int) -> float:
 
 
 def evaluate(
-    folder: Path, device: str, count: int, seed: int, file: Path = measures.FILE
+    folder: Path,
+    device: str,
+    count: int,
+    seed: int,
+    file: Path = measures.FILE,
+    keep: Path | None = None,
 ) -> tuple[list[Run], dict[str, float]]:
     """What the model in this folder does, teacher first; measured by `file`."""
     parts, model = load(folder, "nano", device=device), measures.load(file)
     parts.transformer.use(attention.sdpa)
     maker, asked = Maker(parts, device), questions(count, seed)
-    prompts, seeds, few = [a.prompt for a in asked], [1000 + i for i in range(count)], max(4, count // 8)
-    latents = {"teacher": maker.latents(prompts, seeds)}
+    prompts, seeds, few = [a.prompt for a in asked], [1000 + i for i in range(count)], max(4, count // 16)
+    latents = {"teacher": maker.latents(prompts, seeds, kept=keep and keep / "teacher")}
     facts = quality.autoencoder(parts, device, few, seed) | {"picture": from_pictures(maker, few, seed)}
     again = [p for p in prompts[:few] for _ in range(3)]
-    several = maker.latents(again, [3000 + i for i in range(len(again))])
+    several = maker.latents(again, [3000 + i for i in range(len(again))], kept=keep and keep / "several")
     facts["diversity"] = quality.diversity(several, 3)
     wanted = student(parts.transformer, folder)
     if wanted:
         maker.how |= wanted
-        latents["student"] = maker.latents(prompts, seeds)
+        latents["student"] = maker.latents(prompts, seeds, kept=keep and keep / "student")
         facts["student's picture"] = from_pictures(maker, few, seed)
-    return judge(maker, asked, latents, model), facts
+    return judge(maker, asked, latents, model, keep), facts
 
 
 def report(
@@ -178,11 +197,16 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODEL)
     parser.add_argument("--out", type=Path, default=run.ROOT, help="folder of nano/REPORT.md and docs/images")
     parser.add_argument("--json", type=Path, help="also write the shares here")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder for latents and for what the measures looked at: to go on, to try others",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    runs, facts = evaluate(args.model, args.device, args.count, args.seed)
+    runs, facts = evaluate(args.model, args.device, args.count, args.seed, keep=args.keep)
     found = report(runs, facts, args.out, args.count, args.seed, args.device)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))

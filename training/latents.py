@@ -2,7 +2,7 @@
 
 One file a clip, of the clip and its mirror image, so that it can stop, go on, and run beside the renderer. The
 autoencoder is causal: the first k latents of a clip are the latents of its first 4k - 3 frames, so one encoding
-serves every length. An encoded clip's pixels are deleted, but for those that the measures need.
+serves every length. An encoded clip's pixels are deleted, but for the few that the preview is fitted to.
 """
 
 import os
@@ -34,13 +34,14 @@ class Latents:
 
     def __init__(self, numbers: dict[str, Any], device: str, model: VAE | None = None) -> None:
         self.folder, self.device, self.model = run.work_folder(numbers), device, model
-        self.kept = numbers["measures"]["plain"] + numbers["measures"]["held_out"]
+        self.kept = numbers["render"]["kept"]
         (self.folder / "latents").mkdir(exist_ok=True)
         self.indices: list[int] = []
         self._parts: list[Tensor] = []
         self._known: set[int] = set()
-        self._readers = ThreadPoolExecutor(2)
+        self._helpers = ThreadPoolExecutor(4)
         self._reading: dict[int, Future[Tensor]] = {}
+        self._writing: list[Future[None]] = []
         self.reload()
 
     def __len__(self) -> int:
@@ -64,17 +65,30 @@ class Latents:
             if len(self._reading) >= at_most:
                 break
             if index not in self._known and index not in self._reading:
-                self._reading[index] = self._readers.submit(load_clip, self.folder, index)
+                self._reading[index] = self._helpers.submit(self._read, index)
         ready = [i for i, clip in self._reading.items() if wait or clip.done()][:at_most]
-        for start in range(0, len(ready), 8):
-            part = ready[start : start + 8]
-            clips = torch.stack([self._reading.pop(i).result() for i in part]).to(self.device)
+        size = 1 if self.device == "cpu" else 32
+        for start in range(0, len(ready), size):
+            part = ready[start : start + size]
+            clips = torch.stack([self._reading.pop(i).result() for i in part])
             for index, z in zip(part, encode(self.model, clips), strict=True):
                 self._take(index, z)
-                save(self.folder, index, z)
-                if index >= self.kept:
-                    clip_path(self.folder, index).unlink()
+                self._writing.append(self._helpers.submit(self._keep, index, z))
+        self._writing = [one for one in self._writing if not one.done() or one.result()]
         return len(ready)
+
+    def finish(self) -> None:
+        """Wait until all is written."""
+        for one in self._writing:
+            one.result()
+
+    def _read(self, index: int) -> Tensor:
+        return load_clip(self.folder, index).to(self.device)
+
+    def _keep(self, index: int, z: Tensor) -> None:
+        save(self.folder, index, z)
+        if index >= self.kept:
+            clip_path(self.folder, index).unlink()
 
     def _take(self, index: int, z: Tensor) -> None:
         self._known.add(index)
@@ -94,6 +108,7 @@ def encode_all(numbers: dict[str, Any], device: str = "cpu") -> None:
     pool = Latents(numbers, device, model)
     while pool.grow(64):
         print(f"{len(pool)} clips encoded", flush=True)
+    pool.finish()
 
 
 if __name__ == "__main__":

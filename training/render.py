@@ -1,7 +1,8 @@
 """Render the clips that everything is trained on: `python -m training.render`.
 
-One .npy of uint8 [frames, 3, height, width] a clip; the scene of clip i is drawn from the recipe's seed
-and i alone, so labels and captions need no file. Several processes share the work by --first and --stride.
+One .npy of uint8 [frames, 3, height, width] a clip. The scene of clip i is
+drawn from the recipe's seed and i alone, so labels and captions need no file. Several processes share the work by
+--first and --stride.
 """
 
 import argparse
@@ -24,6 +25,13 @@ from training.scenes import Scene, render, sample
 
 def scene(index: int, seed: int) -> Scene:
     return sample(random.Random(f"{seed}/{index}"))
+
+
+def wanted(numbers: dict[str, Any], index: int) -> bool:
+    """Whether clip `index` is rendered: moves that the recipe gives a smaller share are left out more often."""
+    share, seed = numbers["render"]["share"], numbers["seed"]
+    chance = share.get(scene(index, seed).camera, 1.0) / max(1.0, *share.values())
+    return random.Random(f"share/{seed}/{index}").random() < chance
 
 
 def clip_path(folder: Path, index: int) -> Path:
@@ -74,6 +82,8 @@ def render_all(
     for count, index in enumerate(range(first, numbers["render"]["count"], stride)):
         if clip_path(folder, index).exists() or latents_path(folder, index).exists():
             continue
+        if not wanted(numbers, index):
+            continue
         while sum(1 for _ in (folder / "clips").iterdir()) >= numbers["render"]["ahead"]:
             time.sleep(0.5)
             if time.monotonic() > end or os.getppid() == 1:  # who started it is gone
@@ -86,17 +96,25 @@ def render_all(
 
 
 @contextmanager
-def beside(recipe: str | None, workers: int, first: int, stride: int) -> Iterator[None]:
-    """Processes of one thread each that render while the block runs."""
-    command = [sys.executable, "-m", "training.render", "--stride", str(stride)]
+def beside(
+    recipe: str | None,
+    workers: int,
+    first: int,
+    stride: int,
+    device: str = "cpu",
+    seconds: float | None = None,
+) -> Iterator[list[subprocess.Popen]]:
+    """Processes of one thread each that render while the block runs; at most for so many seconds."""
+    command = [sys.executable, "-m", "training.render", "--stride", str(stride), "--device", device]
     command += ["--recipe", recipe] if recipe else []
+    command += ["--seconds", str(seconds)] if seconds is not None else []
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen([*command, "--first", str(first + k)], stdout=subprocess.DEVNULL, env=alone, cwd=run.ROOT)  # noqa: S603
         for k in range(workers)
     ]  # fmt: skip
     try:
-        yield
+        yield started
     finally:
         for process in started:
             process.terminate()
@@ -111,9 +129,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    render_all(run.recipe(args.recipe), args.device, args.first, args.stride)
+    os.nice(5)  # what it renders for must not wait for it
+    render_all(run.recipe(args.recipe), args.device, args.first, args.stride, args.seconds)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def recipe(path: str | Path | None = None) -> dict[str, Any]:
-    """The numbers of `recipe.toml`, or of another file of the same form."""
-    return tomllib.loads(Path(path or ROOT / "training" / "recipe.toml").read_text())
+    """The numbers of `recipe.toml`; of another file of the same form those that it holds, and the rest of that."""
+    whole = tomllib.loads((ROOT / "training" / "recipe.toml").read_text())
+    return over(whole, tomllib.loads(Path(path).read_text())) if path else whole
+
+
+def over(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The table with these changes in it, and in the tables within."""
+    within = {
+        k: over(table[k], v)
+        for k, v in changes.items()
+        if isinstance(v, dict) and isinstance(table.get(k), dict)
+    }
+    return table | changes | within
 
 
 def work_folder(numbers: dict[str, Any]) -> Path:
@@ -39,14 +50,21 @@ def load(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.exists() else None
 
 
-def command(doc: str | None, work: Callable[[dict[str, Any], str], object]) -> None:
-    """The command line of one stage: `work` gets the recipe and the device."""
+Work = Callable[[dict[str, Any], str], object]
+
+
+def command(doc: str | None, work: Work, **instead: Work) -> None:
+    """The command line of one stage: `work` gets the recipe and the device; so does what a flag asks for instead."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--recipe")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    for flag in instead:
+        parser.add_argument(f"--{flag}", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    for flag, other in instead.items():
+        work = other if getattr(args, flag) else work
     work(recipe(args.recipe), args.device)
 
 
@@ -93,7 +111,12 @@ class Clock:
     """Minutes of training so far, across restarts, and the cosine that they drive."""
 
     def __init__(self, minutes: float, spent: float = 0.0) -> None:
-        self.minutes, self._start = minutes, time.monotonic() - 60 * spent
+        self.minutes, self._before = minutes, spent
+        self.start()
+
+    def start(self) -> None:
+        """Now: what was done since this clock was made does not count."""
+        self._start = time.monotonic() - 60 * self._before
 
     @property
     def spent(self) -> float:

@@ -7,6 +7,7 @@ and every edge soft, because a tiny model has to learn this through a 16x16x4 au
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -78,23 +79,24 @@ def product_kind(scene: Scene) -> str:
 
 def render(
     scene: Scene, *, frames: int = 81, height: int = 160, width: int = 256, fps: float = 16.0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "cpu", only: Sequence[int] | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """Film the scene: [frames, 3, height, width] float32 in [-1, 1] on `device`."""
+    """Film the scene: [frames, 3, height, width] float32 in [-1, 1] on `device`; `only` these of its frames."""
     device = torch.device(device)
     world = WORLDS[scene.scene]
     pose = path(world.rig, scene.camera, scene.speed, scene.move, frames, width, scene.seed)
-    clip = torch.empty(frames, 3, height, width, device=device)
+    wanted = torch.arange(frames) if only is None else torch.tensor(only)
+    clip = torch.empty(len(wanted), 3, height, width, device=device)
     chunk = CHUNK if device.type == "cpu" else frames
     haste = HASTE if scene.style == "timelapse" else 1.0
-    for start in range(0, frames, chunk):
-        part = slice(start, min(start + chunk, frames))
-        time = torch.arange(part.start, part.stop) / fps
+    for start in range(0, len(wanted), chunk):
+        part = wanted[start : start + chunk]
+        time = part / fps
         view: View = look({k: v[part] for k, v in pose.items()}, (height, width), device)
         follow = view.pose["x"] if scene.camera == "tracking" else None
         canvas = Canvas(view, _LIGHTS[scene.light], time * haste, world.floor, scene.style, follow)
         # The same numbers for every chunk: the composition is one for the whole clip.
         world.paint(canvas, stream(scene))
-        img = finish(canvas.img.clamp(0, 1), scene.style, scene.seed, part.start)
-        clip[part] = img.movedim(0, 1).clamp(0, 1) * 2 - 1
+        img = finish(canvas.img.clamp(0, 1), scene.style, scene.seed, part)
+        clip[start : start + chunk] = img.movedim(0, 1).clamp(0, 1) * 2 - 1
     return clip

@@ -164,7 +164,7 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
 
 
 class Kept:
-    """A student's checkpoint. Another teacher's, or the same one's before it was trained on, counts for nothing."""
+    """A student's checkpoint. Of another teacher's, or of the same one's before it was trained on, only the weights."""
 
     def __init__(
         self, path: Path, adapters: dict[str, Adapted], optimizer: torch.optim.Optimizer, teacher: int
@@ -172,13 +172,15 @@ class Kept:
         self.path, self.adapters, self.optimizer, self.teacher = path, adapters, optimizer, teacher
         self.updates, self.spent = 0, 0.0
         state = run.load(path)
-        if state is None or state.get("teacher") != teacher:
+        if state is None:
             return
-        self.updates, self.spent = state["updates"], state["spent"]
         with torch.no_grad():
             for name, (down, up) in state["adapters"].items():
                 adapters[name].down.copy_(down)
                 adapters[name].up.copy_(up)
+        if state.get("teacher") != teacher:
+            return
+        self.updates, self.spent = state["updates"], state["spent"]
         if "optimizer" in state:  # a restored student (training/export.py) has none
             optimizer.load_state_dict(state["optimizer"])
 

@@ -22,10 +22,10 @@ LEVELS = 5.0  # washes from black to white in a watercolour
 PAPER: RGB = (0.97, 0.95, 0.90)
 
 
-def finish(img: torch.Tensor, style: str, seed: int, first: int) -> torch.Tensor:
-    """[3, F, H, W] in 0..1, frame `first` of its clip onwards, in that style."""
+def finish(img: torch.Tensor, style: str, seed: int, frames: torch.Tensor) -> torch.Tensor:
+    """[3, F, H, W] in 0..1, these frames [F] of its clip, in that style."""
     if style == "film":
-        return _film(img, seed, first)
+        return _film(img, seed, frames)
     if style == "anamorphic":
         return _anamorphic(img)
     if style == "documentary":
@@ -52,7 +52,7 @@ def _across(img: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return u, v
 
 
-def _film(img: torch.Tensor, seed: int, first: int) -> torch.Tensor:
+def _film(img: torch.Tensor, seed: int, frames: torch.Tensor) -> torch.Tensor:
     """Faded 35 mm stock: lifted blacks, warm highlights, teal shadows, a vignette and live grain."""
     luma = _luma(img)
     warm, teal = _colour(img, (0.09, 0.02, -0.10)), _colour(img, (-0.05, 0.025, 0.05))
@@ -60,15 +60,15 @@ def _film(img: torch.Tensor, seed: int, first: int) -> torch.Tensor:
     tone = tone + warm * luma + teal * (1 - luma)
     u, v = _across(img)
     tone = tone * (1.06 - 0.34 * (u**2 + v**2)).clamp(max=1.0)
-    return (tone + _grain(img, seed, first)).clamp(0, 1)
+    return (tone + _grain(img, seed, frames)).clamp(0, 1)
 
 
-def _grain(img: torch.Tensor, seed: int, first: int) -> torch.Tensor:
+def _grain(img: torch.Tensor, seed: int, frames: torch.Tensor) -> torch.Tensor:
     """[F, H, W]: soft clumps, new in every frame, by an integer hash that is the same on every device."""
-    frames, height, width = img.shape[1:]
+    height, width = img.shape[2:]
     clump = CLUMP * max(width, height) / 256
     size = math.ceil(height / clump) + 1, math.ceil(width / clump) + 1
-    frame = torch.arange(first, first + frames, device=img.device)[:, None, None]
+    frame = frames.to(img.device)[:, None, None]
     row = torch.arange(size[0], device=img.device)[:, None]
     column = torch.arange(size[1], device=img.device)
     bits = column * 374761393 + row * 668265263 + frame * 974711 * 1013 + seed % 65521 * 40503

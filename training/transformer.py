@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broll.engine.conditioning import Text
+from broll.engine.conditioning import Text, collapsed
 from broll.engine.config import TransformerConfig
 from broll.engine.transformer import Block, Transformer
 from training import run, text, vae
@@ -99,6 +99,12 @@ def compile_blocks(model: Transformer) -> None:
         block.compile()
 
 
+def batch_size(numbers: dict[str, Any], device: str, frames: int) -> int:
+    """Clips of so many latent frames that fill a batch."""
+    per_latent = numbers["clip"]["height"] * numbers["clip"]["width"] // 1024  # tokens: 32 x 32 pixels each
+    return max(1, numbers["transformer"]["tokens"][device] // (frames * per_latent))
+
+
 class Trainer:
     """Model, optimizers and moving average of one run, and where they are kept."""
 
@@ -125,8 +131,21 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state.get("optimizers", ()), strict=False):
                 optimizer.load_state_dict(saved)  # restored weights (training/export.py) have none
-            self.average.values = {name: value.to(device) for name, value in state["average"].items()}
+            self.average.values = {name: state["average"][name].to(device) for name in self.average.values}
             self.average.updates = state["step"]
+
+    def warm(self) -> None:
+        """Compile before the clock starts: there and back once at every length, with nothing in particular."""
+        sides = [self.numbers["clip"][side] // 16 for side in ("height", "width")]
+        channels, text_dim = self.model.config.in_dim, self.model.config.text_dim
+        for frames in sorted(self.own["latent_frames"], reverse=True):
+            count = batch_size(self.numbers, self.device, frames)
+            x0 = torch.zeros(count, channels, frames, *sides, device=self.device)
+            words = torch.zeros(count, self.own["words"], text_dim, device=self.device)
+            levels = torch.full((count,), 0.5, device=self.device)
+            given = torch.zeros(count, frames, dtype=torch.bool, device=self.device)
+            loss(self.model, x0, collapsed(words, self.model.config.text_len), levels, given).backward()
+        self.model.zero_grad(set_to_none=True)
 
     def learn(self, step: int, x0: Tensor, prompt: Text, rng: random.Random) -> Tensor:
         sigma = noise_levels(len(x0), self.own["shift"]).to(self.device)
@@ -153,25 +172,25 @@ class Trainer:
         run.save(self.path, weights | progress)
 
 
-def train(numbers: dict[str, Any], device: str = "cpu") -> None:
+def train(numbers: dict[str, Any], device: str = "cpu", trainer: Trainer | None = None) -> None:
+    """`trainer`: one that is warm already."""
     own, rng = numbers["transformer"], random.Random()  # unseeded: after a restart, other batches
-    trainer = Trainer(numbers, device)
+    trainer = trainer or Trainer(numbers, device)
     encoder = text.load(numbers)
     encoder.model.to(device)
     pool = Latents(numbers, device, vae.load(numbers).to(device))
     log = run.Log(run.work_folder(numbers) / "transformer.jsonl")
-    per_latent = numbers["clip"]["height"] * numbers["clip"]["width"] // 1024  # tokens: 32 x 32 pixels each
     losses: list[Tensor] = []
     step = trainer.first - 1
     with Draws(numbers, rng, own["drop_text"]) as draws:
         pool.grow(own["first"])
+        trainer.clock.start()
         for step in trainer.clock.steps(trainer.first):
             if step % own["grow_every"] == 0:
                 pool.grow(own["grow"], wait=False)  # rendering may still be going on beside this
             while draws.waiting < 6:
                 frames = rng.choices(own["latent_frames"], own["weights"])[0]
-                count = max(1, own["tokens"][device] // (frames * per_latent))
-                draws.ask(pool.indices, count, frames)
+                draws.ask(pool.indices, batch_size(numbers, device, frames), frames)
             draw = draws.next()
             x0 = pool.pick(draw.places, draw.mirrored, draw.frames)
             losses.append(trainer.learn(step, x0, encode(encoder, draw.ids, own["words"]), rng))
@@ -181,6 +200,7 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
                 losses.clear()
             if step % own["checkpoint"] == own["checkpoint"] - 1:
                 trainer.checkpoint(step + 1)
+    pool.finish()
     trainer.checkpoint(step + 1)
 
 

@@ -3,6 +3,9 @@
 The engine's own VAE class, in bf16 where that is fast. Loss: L1 and squares of pixels, L1 of their differences in space
 and time (edges and motion survive), and a small KL that keeps the latents near a normal distribution.
 Afterwards the latents' mean and deviation are measured and stored beside the weights.
+
+`--decoder` goes on with the decoder of a trained one: latents stay what they are, so that what was made from them or
+learned on them still holds.
 """
 
 import itertools
@@ -123,7 +126,7 @@ def differences(x: Tensor) -> list[Tensor]:
     return [x.diff(dim=axis) for axis in (2, 3, 4)]
 
 
-def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def loss(model: VAE, x: Tensor, weights: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Training loss, and the mean squared error for the log. x is [b, 3, f, h, w]."""
     with run.autocast(x.device.type):
         mean, logvar = (part.float() for part in model.moments(x, {}))
@@ -133,46 +136,70 @@ def loss(model: VAE, x: Tensor, numbers: dict[str, Any]) -> tuple[Tensor, Tensor
     plain, square = (y - x).abs().mean(), (y - x).square().mean()
     edges = sum((a - b).abs().mean() for a, b in zip(differences(y), differences(x), strict=True))
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return plain + square + numbers["edge"] * edges + numbers["kl"] * kl, square.detach()
+    value = plain + weights["square"] * square + weights["edge"] * edges + weights["kl"] * kl
+    return value, square.detach()
 
 
 def train(numbers: dict[str, Any], device: str = "cpu") -> None:
-    torch.backends.cudnn.benchmark = True  # few shapes, seen often
-    folder, minutes = run.work_folder(numbers), numbers["minutes"][device]["vae"]
-    numbers_vae, rng = numbers["vae"], random.Random()  # unseeded: after a restart, other crops
-    clips = Clips(folder, device, numbers_vae["clips"])
+    folder = run.work_folder(numbers)
     torch.manual_seed(numbers["seed"])
     model = VAE(config(numbers))
     start(model)
-    model.to(device)
+    clips = Clips(folder, device, numbers["vae"]["clips"])
+    average, steps = learn(numbers, device, "vae", model.to(device), clips)
+    if steps or not (folder / "vae_final.pt").exists():
+        measure(clips, numbers, average, device)
+
+
+def polish(numbers: dict[str, Any], device: str = "cpu") -> None:
+    """Go on with the decoder of a trained autoencoder."""
+    folder = run.work_folder(numbers)
+    model = load(numbers).train()
+    for part in (model.encoder, model.quant_conv):
+        part.requires_grad_(requires_grad=False)
+    clips = Clips(folder, device, numbers["vae"]["clips"])
+    average, _ = learn(numbers, device, "decoder", model.to(device), clips)
+    state = run.load(folder / "vae_final.pt")
+    assert state is not None, "it was loaded just now"
+    weights = {name: value.cpu() for name, value in average.values.items()}
+    run.save(folder / "vae_final.pt", state | {"model": weights})
+
+
+def learn(
+    numbers: dict[str, Any], device: str, name: str, model: VAE, clips: Clips
+) -> tuple[run.MovingAverage, int]:
+    """Train what may be trained of the model, by the recipe's table and minutes of this name: steps done now."""
+    torch.backends.cudnn.benchmark = True  # few shapes, seen often
+    folder, minutes, own = clips.folder, numbers["minutes"][device][name], numbers[name]
+    rng = random.Random()  # unseeded: after a restart, other crops
+    learning = [p for p in model.parameters() if p.requires_grad]
     optimizers = [
-        Muon([p for p in model.parameters() if p.dim() >= 4 and p.shape[0] > 1], numbers_vae["lr_muon"]),
+        Muon([p for p in learning if p.dim() >= 4 and p.shape[0] > 1], own["lr_muon"]),
         torch.optim.AdamW(
-            [p for p in model.parameters() if p.dim() < 4 or p.shape[0] == 1],
-            lr=numbers_vae["lr"],
+            [p for p in learning if p.dim() < 4 or p.shape[0] == 1],
+            lr=own["lr"],
             betas=(0.9, 0.99),
             weight_decay=0.0,
         ),
     ]
-    rates = [numbers_vae["lr_muon"], numbers_vae["lr"]]
+    rates = [own["lr_muon"], own["lr"]]
     average = run.MovingAverage(model, 0.999)
-    state = run.load(folder / "vae.pt") or {"step": 0, "spent": 0.0}
+    path = folder / f"{name}.pt"
+    state = run.load(path) or {"step": 0, "spent": 0.0}
     if "model" in state:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         average.values, average.updates = state["average"], state["step"]
-    log, clock = run.Log(folder / "vae.jsonl"), run.Clock(minutes, state["spent"])
-    if clock.spent >= minutes and (folder / "vae_final.pt").exists():
-        return
+    log, clock = run.Log(folder / f"{name}.jsonl"), run.Clock(minutes, state["spent"])
     errors: list[Tensor] = []
     step = state["step"] - 1
     for step in clock.steps(state["step"]):
-        share, *shape = rng.choice(numbers_vae["crops"])
+        share, *shape = rng.choice(own["crops"])
         if step % 50 == 0 or step == state["step"]:
             clips.refresh()  # rendering may still be going on beside this
-        count = max(1, round(share * numbers_vae["pixels"][device] / math.prod(shape)))
-        value, error = loss(model, random_crops(clips, count, tuple(shape), rng), numbers_vae)
+        count = max(1, round(share * own["pixels"][device] / math.prod(shape)))
+        value, error = loss(model, random_crops(clips, count, tuple(shape), rng), own)
         value.backward()
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * clock.rate(step, warmup=30)
@@ -191,14 +218,15 @@ def train(numbers: dict[str, Any], device: str = "cpu") -> None:
             )
             errors.clear()
         if step % 500 == 499:
-            checkpoint(folder, model, optimizers, average, step + 1, clock)
-    checkpoint(folder, model, optimizers, average, step + 1, clock)
-    measure(clips, numbers, average, device)
+            checkpoint(path, model, optimizers, average, step + 1, clock)
+    if step >= state["step"]:
+        checkpoint(path, model, optimizers, average, step + 1, clock)
+    return average, step + 1 - state["step"]
 
 
-def checkpoint(folder: Path, model: VAE, optimizers: Any, average: Any, step: int, clock: run.Clock) -> None:
+def checkpoint(path: Path, model: VAE, optimizers: Any, average: Any, step: int, clock: run.Clock) -> None:
     state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
-    run.save(folder / "vae.pt", state | {"average": average.values, "step": step, "spent": clock.spent})
+    run.save(path, state | {"average": average.values, "step": step, "spent": clock.spent})
 
 
 @torch.no_grad()
@@ -229,4 +257,4 @@ def load(numbers: dict[str, Any]) -> VAE:
 
 
 if __name__ == "__main__":
-    run.command(__doc__, train)
+    run.command(__doc__, train, decoder=polish)

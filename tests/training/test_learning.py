@@ -154,7 +154,7 @@ def test_a_teacher_of_one_step_takes_one_guided_step_of_euler(
     x, place = torch.randn_like(own.x0), torch.tensor([0, 2])
     levels = schedule(4, shift=4.0, grid="distilled", sampler="euler").sigmas
     now, then = (torch.tensor([levels[p + k] for p in (0, 2)]) for k in (0, 1))
-    guided = sampling.guided(model, x, 1000 * now[:, None].expand(2, 4), own.prompts, 4.0)
+    guided = sampling.guided(model, x, 1000 * now[:, None].expand(2, 4), own.prompts, own.guidance)
     expected = x + (then - now)[:, None, None, None, None] * guided
     torch.testing.assert_close(own.teach(x, place), expected, rtol=1e-4, atol=1e-5)
 

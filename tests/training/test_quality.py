@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from training import evaluate, measures, quality, render, report
+from training import evaluate, features, measures, quality, render, report
 from training.camera import CAMERAS
-from training.measures import Examples, Features, Measures
+from training.features import Features
+from training.measures import Examples, Measures
 from training.report import KEYS, Judged
-from training.scenes import sample
+from training.scenes import Scene, sample
 
 
 def picture(seed: int = 1) -> torch.Tensor:
@@ -69,34 +70,51 @@ def test_flow_features_tell_left_from_right_at_any_size() -> None:
     clip = torch.stack([texture[:, :, 2 * i : 2 * i + 160] for i in range(41)]).clamp(0, 1)
     for size in (1.0, 0.75):
         shown = torch.nn.functional.interpolate(clip, scale_factor=size, mode="area")
-        flow = measures.camera_features((shown * 255).byte())
-        assert flow.shape == (measures.FLOWS,)
-        assert flow[:60].median() == pytest.approx(-2, abs=0.2)
-        assert flow[60:120].median() == pytest.approx(0, abs=0.2)
+        flow = features.features((shown * 255).byte()).flow
+        assert flow.shape == (10, 2, 10, 16)
+        assert flow[:, 0].median() == pytest.approx(-2, abs=0.2)
+        assert flow[:, 1].median() == pytest.approx(0, abs=0.2)
 
 
 def test_features_do_not_depend_on_length_or_size() -> None:
     clip = render.to_uint8(render.render(sample(random.Random(1)), frames=9, height=32, width=64))
-    seen = measures.features(clip)
-    assert [tuple(part.shape) for part in (seen.camera, seen.light, seen.frames)] == [
-        (260,),
-        (41,),
-        (3, 3, 60, 96),
-    ]
+    seen = features.features(clip)
+    assert seen.flow.shape == (10, 2, 10, 16)
+    assert seen.frames.shape == (4, 3, 60, 96)
 
 
-def test_measures_learn_and_tell_labels_also_where_a_batch_of_one_would_be_left_over() -> None:
+def looked_at(scenes: list[Scene]) -> list[Features]:
+    """Flows that tell the camera by one place of the grid; pictures that tell nothing."""
+    seen = []
+    for scene in scenes:
+        flow = torch.randn(10, 2, 10, 16).half()
+        flow[:, :, 5, CAMERAS.index(scene.camera)] += 20
+        seen.append(Features(flow, torch.randint(256, (4, 3, 60, 96), dtype=torch.uint8)))
+    return seen
+
+
+def test_measures_learn_and_tell_labels() -> None:
     torch.manual_seed(1)
     rng = random.Random(1)
-    scenes = [sample(rng) for _ in range(65)]
-    flow, light = torch.randn(65, measures.FLOWS), torch.randn(65, 41)
-    for place, scene in enumerate(scenes):
-        flow[place, CAMERAS.index(scene.camera)] += 20
-    told = Examples(Features(flow, light, torch.rand(65, 3, 3, 24, 40)), measures.targets(scenes))
-    model = Measures()
-    measures.fit(model, told, epochs=12)
+    scenes = [sample(rng) for _ in range(64)]
+    told, model = Examples.of(looked_at(scenes), scenes), Measures()
+    measures.fit(model, told, steps=40, batch=32)
     assert measures.accuracy(model, told)["camera"] > 0.8
     assert model.names(told.features)[3].keys() == measures.TABLES.keys()
+
+
+def test_measures_also_learn_from_each_clip_in_a_mirror() -> None:
+    """A renderer's clip, flipped, looks as its mirrored scene says: the flow to the left is one to the right."""
+    scene = Scene("city", "noon", "pan left", "fast", "", 3)
+    clip = render.to_uint8(render.render(scene, frames=33, height=80, width=128))
+    both = measures.with_mirrored([features.features(clip)], [scene])
+    names = [CAMERAS[place] for place in both.labels["camera"].tolist()]
+    assert names == ["pan left", "pan right"]
+    really = features.features(clip.flip(3))
+    torch.testing.assert_close(both.features.frames[1], really.frames, atol=1, rtol=0)
+    one, other = both.features.flow[1].float(), really.flow.float()
+    assert (one - other).abs().median() < 0.1 * other.abs().median()
+    assert one[:, 0].median() * both.features.flow[0, :, 0].float().median() < 0
 
 
 def test_the_speed_of_a_camera_that_stands_is_not_asked() -> None:

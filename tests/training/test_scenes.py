@@ -48,6 +48,13 @@ def test_a_clip_has_the_asked_size_and_stays_in_range() -> None:
     assert clip.min() >= -1 and clip.max() <= 1
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_some_frames_are_those_of_the_whole_clip(style: str) -> None:
+    scene = Scene("city", "night", "orbit", "fast", "left", 3, style)
+    whole, some = render(scene, frames=21, **SMALL), render(scene, frames=21, only=(2, 3, 11, 20), **SMALL)
+    torch.testing.assert_close(some, whole[[2, 3, 11, 20]])
+
+
 @pytest.mark.parametrize("name", SCENES)
 def test_every_light_and_every_camera_of_a_scene_renders_finite_and_not_flat(name: str) -> None:
     ways = [(camera, move) for camera in WORLDS[name].cameras for move in MOVES.get(camera, ("",))]
