@@ -164,7 +164,7 @@ def evaluate(
     prompts, seeds, few = [a.prompt for a in asked], [1000 + i for i in range(count)], max(4, count // 16)
     latents = {"teacher": maker.latents(prompts, seeds, kept=keep and keep / "teacher")}
     facts = quality.autoencoder(parts, device, few, seed) | {"picture": from_pictures(maker, few, seed)}
-    again = [p for p in prompts[:few] for _ in range(3)]
+    again = [p for p in prompts[: few // 2] for _ in range(3)]
     several = maker.latents(again, [3000 + i for i in range(len(again))], kept=keep and keep / "several")
     facts["diversity"] = quality.diversity(several, 3)
     wanted = student(parts.transformer, folder)

@@ -60,7 +60,7 @@ def test_the_vae_config_says_its_stride_to_diffusers():
 def test_the_default_clip_is_five_seconds(parts):
     spec = pipeline.resolve(parse(model="nano", prompt="a lake"), parts.config)
     assert (spec.frames, spec.fps, spec.width, spec.height) == (81, 16, 256, 160)
-    assert (spec.steps, spec.guidance, spec.shift) == (20, 4.0, 4.0)
+    assert (spec.steps, spec.guidance, spec.shift) == (20, 5.0, 4.0)
 
 
 def test_it_starts_from_text_or_from_a_picture_and_brings_a_student(parts):
