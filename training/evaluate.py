@@ -7,8 +7,8 @@ autoencoder's round trip.
 """
 
 import argparse
+import hashlib
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -77,34 +77,44 @@ def questions(count: int, seed: int) -> list[Asked]:
 class Maker:
     """Makes clips in batches with nano's own defaults, by the teacher or the student."""
 
-    def __init__(self, parts: Parts, device: str) -> None:
-        self.parts, self.device, d = parts, device, parts.config.defaults
+    def __init__(self, parts: Parts, device: str, kept: Path | None = None) -> None:
+        self.parts, self.device, self.kept, d = parts, device, kept, parts.config.defaults
         stride = parts.config.vae.spatial_stride
         self.grid = latent_grid(Grid(d.frames, d.size[1], d.size[0]), stride)
         self.how: dict[str, Any] = {"steps": d.steps, "guidance": d.guidance, "shift": d.shift}
 
-    def latents(
-        self, prompts: list[str], seeds: list[int], first: Tensor | None = None, kept: Path | None = None
-    ) -> Tensor:
-        """[b, c, f, h, w] on the CPU; `first` [b, c, 1, h, w] are given. What `kept` has is not made again."""
-        made, size = [], BATCH[self.device]
-        text, channels = self.parts.text, self.parts.config.transformer.out_dim
+    def latents(self, prompts: list[str], seeds: list[int], first: Tensor | None = None) -> Tensor:
+        """[b, c, f, h, w] on the CPU; `first` [b, c, 1, h, w] are given. What was kept is not made again."""
+        made, size, weights = [], BATCH[self.device], self.kept and self.digest()
         for start in range(0, len(prompts), size):
-            part, file = slice(start, start + size), kept and kept / f"{start:05d}-{size}.pt"
-            if file and file.exists():
-                made.append(torch.load(file, weights_only=True))
+            part = slice(start, start + size)
+            given = None if first is None else first[part]
+            if self.kept is None:
+                made.append(self.batch(prompts[part], seeds[part], given))
                 continue
-            ids = [text.token_ids(p) for p in prompts[part]]  # type: ignore[union-attr]
-            empty = [text.token_ids("")] * len(ids)  # type: ignore[union-attr]
-            pair = encode(text, ids), encode(text, empty)  # type: ignore[arg-type]
-            x = noise(self.grid, channels, seeds[part], self.device)
-            given = None if first is None else first[part].to(self.device)
-            made.append(sample(self.parts.transformer, pair, x, first=given, **self.how).cpu())
-            if file:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                torch.save(made[-1], file.with_suffix(f".{os.getpid()}"))
-                os.replace(file.with_suffix(f".{os.getpid()}"), file)
+            named = [weights, self.how, prompts[part], seeds[part], None if given is None else given.tolist()]
+            file = self.kept / f"{hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]}.pt"
+            if not file.exists():
+                run.save(file, {"latents": self.batch(prompts[part], seeds[part], given)})
+            made.append(torch.load(file, weights_only=True)["latents"])
         return torch.cat(made)
+
+    def batch(self, prompts: list[str], seeds: list[int], first: Tensor | None) -> Tensor:
+        text, channels = self.parts.text, self.parts.config.transformer.out_dim
+        ids = [text.token_ids(p) for p in prompts]  # type: ignore[union-attr]
+        empty = [text.token_ids("")] * len(ids)  # type: ignore[union-attr]
+        pair = encode(text, ids), encode(text, empty)  # type: ignore[arg-type]
+        x = noise(self.grid, channels, seeds, self.device)
+        given = None if first is None else first.to(self.device)
+        return sample(self.parts.transformer, pair, x, first=given, **self.how).cpu()
+
+    def digest(self) -> str:
+        """Of the weights that latents come from: a student's, or others in the same folder, are others."""
+        found = hashlib.sha256()
+        for module in (self.parts.transformer, self.parts.text.model):  # type: ignore[union-attr]
+            for value in module.state_dict().values():
+                found.update(value.detach().float().cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def clips(self, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         return decoded(latents, self.parts.vae, self.device)
@@ -124,7 +134,7 @@ def judge(
 
     seen = features.stack(list(in_processes(watched())))
     if keep:
-        features.save(keep / "features.pt", seen)
+        run.save(keep / "features.pt", {"flow": seen.flow, "frames": seen.frames})
     found = model.names(seen)
     runs = []
     for place, name in enumerate(latents):
@@ -160,17 +170,19 @@ def evaluate(
     """What the model in this folder does, teacher first; measured by `file`."""
     parts, model = load(folder, "nano", device=device), measures.load(file)
     parts.transformer.use(attention.sdpa)
-    maker, asked = Maker(parts, device), questions(count, seed)
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+    maker, asked = Maker(parts, device, keep), questions(count, seed)
     prompts, seeds, few = [a.prompt for a in asked], [1000 + i for i in range(count)], max(4, count // 16)
-    latents = {"teacher": maker.latents(prompts, seeds, kept=keep and keep / "teacher")}
+    latents = {"teacher": maker.latents(prompts, seeds)}
     facts = quality.autoencoder(parts, device, few, seed) | {"picture": from_pictures(maker, few, seed)}
     again = [p for p in prompts[: few // 2] for _ in range(3)]
-    several = maker.latents(again, [3000 + i for i in range(len(again))], kept=keep and keep / "several")
+    several = maker.latents(again, [3000 + i for i in range(len(again))])
     facts["diversity"] = quality.diversity(several, 3)
     wanted = student(parts.transformer, folder)
     if wanted:
         maker.how |= wanted
-        latents["student"] = maker.latents(prompts, seeds, kept=keep and keep / "student")
+        latents["student"] = maker.latents(prompts, seeds)
         facts["student's picture"] = from_pictures(maker, few, seed)
     return judge(maker, asked, latents, model, keep), facts
 

@@ -3,7 +3,7 @@
     flow      DIS optical flow over a quarter second, ten times a clip, each as its means over a grid of 10 x 16
     frames    four frames, small
 
-That is 24 of 81 frames, and small: a scene is rendered for it in a tenth of the time of its clip.
+That is 22 of 81 frames, and small: a scene is rendered for it in a tenth of the time of its clip.
 """
 
 import multiprocessing
@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
@@ -26,6 +25,7 @@ REACH, PAIRS = 4, 10  # frames between the two pictures of a flow; flows a clip
 GRID = (10, 16)
 FLOW_WIDTH = 160  # pixels of width that a flow is measured at, and in
 PICTURES, SMALL = 4, (60, 96)  # and their height and width
+Arrays = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,15 @@ class Features:
 
     flow: Tensor  # [10, 2, 10, 16] fp16: pixels a frame to the right and down, of 160 across
     frames: Tensor  # [4, 3, 60, 96] uint8
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> "Features":
+        return cls(*map(torch.from_numpy, arrays))
+
+    @property
+    def arrays(self) -> Arrays:
+        """As another process is given them: tensors would be handed over as open files, of which there is a limit."""
+        return self.flow.numpy(), self.frames.numpy()
 
     def to(self, device: str) -> "Features":
         return Features(self.flow.to(device), self.frames.to(device))
@@ -45,15 +54,15 @@ class Features:
         return len(self.flow)
 
 
-def spread(frames: int, count: int) -> list[int]:
+def evenly(frames: int, count: int) -> list[int]:
     """So many frames of a clip's, from the first to the last."""
     return np.linspace(0, frames - 1, count).round().astype(int).tolist()
 
 
 def needed(frames: int) -> list[int]:
     """Which frames of a clip are looked at."""
-    begun = spread(frames - REACH, PAIRS)
-    return sorted({*spread(frames, PICTURES), *begun, *(i + REACH for i in begun)})
+    begun = evenly(frames - REACH, PAIRS)
+    return sorted({*evenly(frames, PICTURES), *begun, *(i + REACH for i in begun)})
 
 
 def features(clip: Tensor) -> Features:
@@ -63,7 +72,7 @@ def features(clip: Tensor) -> Features:
 
 def seen(shown: dict[int, Tensor], frames: int) -> Features:
     """Of the frames [3, h, w] uint8 that are needed, by their place in the clip of so many."""
-    some = torch.stack([shown[i] for i in spread(frames, PICTURES)]).float()
+    some = torch.stack([shown[i] for i in evenly(frames, PICTURES)]).float()
     small = F.interpolate(some, size=SMALL, mode="area").round().clamp(0, 255).to(torch.uint8)
     return Features(flows(shown, frames), small)
 
@@ -73,7 +82,7 @@ def flows(shown: dict[int, Tensor], frames: int) -> Tensor:
     height, width = shown[0].shape[1:]
     size = (FLOW_WIDTH, round(height * FLOW_WIDTH / width))
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    starts = spread(frames - REACH, PAIRS)
+    starts = evenly(frames - REACH, PAIRS)
     gray = {
         i: cv2.resize(cv2.cvtColor(shown[i].permute(1, 2, 0).contiguous().numpy(), cv2.COLOR_RGB2GRAY), size)
         for i in sorted({i + step for i in starts for step in (0, REACH)})
@@ -86,22 +95,13 @@ def stack(many: list[Features]) -> Features:
     return Features(*(torch.stack([getattr(f, key.name) for f in many]) for key in fields(Features)))
 
 
-def save(path: Path, of: Features) -> None:
-    torch.save({"flow": of.flow, "frames": of.frames}, path.with_suffix(f".{os.getpid()}"))
-    os.replace(path.with_suffix(f".{os.getpid()}"), path)
-
-
-def load(path: Path) -> Features:
-    return Features(**torch.load(path, weights_only=True))
-
-
 def in_processes(clips: Iterable[Tensor]) -> Iterator[Features]:
     """Features of clips [f, 3, h, w] uint8, in order, on all cores."""
-    arrays = (np.ascontiguousarray(clip.cpu().numpy()) for clip in clips)
-    return (_unpack(parts) for parts in spread_out(_arrays, arrays))
+    whole = (np.ascontiguousarray(clip.cpu().numpy()) for clip in clips)
+    return map(Features.of, on_all_cores(_of_clip, whole))
 
 
-def spread_out(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def on_all_cores(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """The work of each, in order, on all cores; no more of it is taken up at once than they need."""
     workers = len(os.sched_getaffinity(0))
     spawn = multiprocessing.get_context("spawn")
@@ -119,10 +119,5 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _arrays(clip: np.ndarray) -> tuple[np.ndarray, ...]:
-    of = features(torch.from_numpy(clip))
-    return of.flow.numpy(), of.frames.numpy()
-
-
-def _unpack(parts: tuple[np.ndarray, ...]) -> Features:
-    return Features(*map(torch.from_numpy, parts))
+def _of_clip(clip: np.ndarray) -> Arrays:
+    return features(torch.from_numpy(clip)).arrays

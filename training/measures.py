@@ -17,24 +17,25 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from broll.engine.vae import VAE
-from training import features, run, vae
+from training import run, vae
 from training.camera import CAMERAS, SPEEDS, STEADY
 from training.features import (
     FLOW_WIDTH,
     GRID,
     PAIRS,
     PICTURES,
+    Arrays,
     Features,
     in_processes,
     needed,
-    spread_out,
+    on_all_cores,
+    seen,
     stack,
 )
 from training.render import latents_path, scene, to_uint8
@@ -192,10 +193,8 @@ def fit(model: Measures, examples: Examples, steps: int, batch: int = 128) -> No
         ]
         flow = some.features.flow.float()
         flow = flow * (1 + 0.1 * torch.randn_like(flow[:, :1, :1, :1, :1])) + 0.03 * torch.randn_like(flow)
-        pictures = some.features.frames[
-            :, torch.randperm(PICTURES)[:2]
-        ]  # half the work, and less is learned by heart
-        logits = model(Features(flow, pictures))
+        two = torch.randperm(PICTURES)[:2]  # half the work, and less is learned by heart
+        logits = model(Features(flow, some.features.frames[:, two]))
         wrong = [
             F.cross_entropy(v, some.labels[k], ignore_index=-1, label_smoothing=0.05)
             for k, v in logits.items()
@@ -217,34 +216,30 @@ def train(numbers: dict[str, Any], device: str = "cpu", file: Path = FILE) -> No
     scenes, test = [scene(i, seed) for i in encoded], own["held_out"]
     rng = random.Random(f"measures/{seed}")
     plain = [sample(rng) for _ in range(own["plain"])]
-    seen = [*rendered(plain, numbers["clip"]), *through[test:]]
-    examples = with_mirrored(seen, [*plain, *scenes[test:]])
+    looked_at = [*rendered(plain, numbers["clip"]), *through[test:]]
+    examples = with_mirrored(looked_at, [*plain, *scenes[test:]])
     judged = Examples.of(through[:test], scenes[:test])
-    keep(folder / "measures.pt", examples[torch.arange(len(seen))], judged)
+    keep(folder / "measures.pt", examples[torch.arange(len(looked_at))], judged)
     model = Measures().to(device)
     fit(model, examples.to(device), own["steps"])
     model.cpu()
     found = accuracy(model, judged)
     save_file(model.state_dict(), file, {k: str(v) for k, v in found.items()})
-    run.Log(folder / "measures.jsonl")(held_out=test, taught=len(seen), **found)
+    run.Log(folder / "measures.jsonl")(held_out=test, taught=len(looked_at), **found)
 
 
 def rendered(scenes: list[Scene], clip: dict[str, Any]) -> Iterator[Features]:
     """What would be looked at in each one's clip; only that is rendered, and as small as flow is measured at."""
     shape = {"frames": clip["frames"], "fps": clip["fps"], "width": FLOW_WIDTH}
     shape["height"] = round(clip["height"] * FLOW_WIDTH / clip["width"])
-    return (
-        Features(*map(torch.from_numpy, parts))
-        for parts in spread_out(_looked_at, ((s, shape) for s in scenes))
-    )
+    return map(Features.of, on_all_cores(_of_scene, ((s, shape) for s in scenes)))
 
 
-def _looked_at(asked: tuple[Scene, dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _of_scene(asked: tuple[Scene, dict[str, Any]]) -> Arrays:
     which, shape = asked
     frames = needed(shape["frames"])
     shown = dict(zip(frames, to_uint8(render(which, only=frames, **shape)), strict=True))
-    of = features.seen(shown, shape["frames"])
-    return of.flow.numpy(), of.frames.numpy()
+    return seen(shown, shape["frames"]).arrays
 
 
 def keep(path: Path, taught: Examples, judged: Examples) -> None:

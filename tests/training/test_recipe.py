@@ -24,6 +24,7 @@ from broll.spec import parse
 from training import all as recipe
 from training import (
     draws,
+    evaluate,
     export,
     features,
     latents,
@@ -120,6 +121,24 @@ def test_what_is_evaluated_is_what_the_engine_makes(made: SimpleNamespace) -> No
     )
     torch.testing.assert_close(ours[:1], steps[-1].x0, rtol=1e-3, atol=1e-4)
     assert not torch.allclose(ours[1:], ours[:1], atol=0.1)
+
+
+def test_latents_that_were_kept_are_of_the_same_weights_prompts_and_steps(
+    made: SimpleNamespace, tmp_path: Path
+) -> None:
+    maker = evaluate.Maker(load(made.model, "tiny-nano"), "cpu", tmp_path)
+    once = maker.latents([PROMPT], [5])
+    [file] = tmp_path.iterdir()
+    run.save(file, {"latents": once + 1})
+    assert torch.equal(maker.latents([PROMPT], [5]), once + 1)  # not made again
+    torch.nn.init.normal_(maker.parts.transformer.head.head.weight)
+    other = maker.latents([PROMPT], [5])
+    assert not torch.allclose(other, once + 1) and not torch.allclose(other, once)
+    maker.how["steps"] += 1
+    maker.latents([PROMPT], [5])
+    maker.latents([PROMPT], [6])
+    maker.latents([PROMPT], [5], torch.zeros(1, 32, 1, 2, 4))
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_first_picture_stays_and_changes_what_follows(made: SimpleNamespace) -> None:
