@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def recipe(path: str | Path | None = None) -> dict[str, Any]:
     """The numbers of `recipe.toml`; of another file of the same form those that it holds, and the rest of that."""
     whole = tomllib.loads((ROOT / "training" / "recipe.toml").read_text())
-    return over(whole, tomllib.loads(Path(path).read_text())) if path else whole
+    try:
+        return over(whole, tomllib.loads(Path(path).read_text())) if path else whole
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{path} is no recipe: {error}") from None
 
 
 def over(table: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -212,6 +212,11 @@ def test_a_recipe_may_hold_only_what_differs(tmp_path: Path) -> None:
     numbers, whole = run.recipe(tmp_path / "more.toml"), run.recipe()
     assert numbers["minutes"]["cuda"] == whole["minutes"]["cuda"] | {"vae": 0.0}
     assert numbers | {"minutes": 0} == whole | {"minutes": 0}
+    for name, text in (("none.toml", None), ("bad.toml", "vae = ")):
+        if text:
+            (tmp_path / name).write_text(text)
+        with pytest.raises(SystemExit, match=f"{name} is no recipe"):
+            run.recipe(tmp_path / name)
 
 
 def test_a_part_of_the_stages(made: SimpleNamespace) -> None:
