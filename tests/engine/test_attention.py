@@ -19,8 +19,11 @@ def heads(n, dtype, seed):
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("biased", [False, True])
-def test_backend_agrees_with_reference(name, dtype, limit, biased, monkeypatch):
-    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", 200)  # so that `blocked` has several blocks
+@pytest.mark.parametrize(
+    "elements", [200, 25_000]
+)  # so that `blocked` has several blocks: of queries, of heads
+def test_backend_agrees_with_reference(name, dtype, limit, biased, elements, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK_ELEMENTS", elements)
     q, k, v = (heads(n, dtype, i) for i, n in enumerate((150, 70, 70)))
     bias = torch.linspace(-2, 3, 70) if biased else None
     call = AttendCall("text", 0, GRID, key_bias=bias)
