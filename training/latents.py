@@ -21,12 +21,17 @@ from training.render import clip_path, latents_path, load_clip, to_float
 
 @torch.no_grad()
 def encode(model: VAE, clips: Tensor) -> Tensor:
-    """[b, f, 3, h, w] uint8 to normalised latents [b, 2, c, f, h, w] of clips and mirror images, fp16."""
+    """[b, f, 3, h, w] uint8 to normalised latents [b, c, f, h, w], fp16."""
     mean, std = model._statistics()
-    video = to_float(torch.stack([clips, clips.flip(4)], dim=1)).flatten(0, 1).transpose(1, 2)
+    video = to_float(clips).transpose(1, 2)
     with run.autocast(video.device.type):
         mu, _ = model.moments(video, {})
-    return ((mu.float() - mean) / std).half().unflatten(0, (-1, 2))
+    return ((mu.float() - mean) / std).half()
+
+
+def with_mirrored(model: VAE, clips: Tensor) -> Tensor:
+    """[b, 2, c, f, h, w]: of clips and mirror images."""
+    return encode(model, torch.stack([clips, clips.flip(4)], dim=1).flatten(0, 1)).unflatten(0, (-1, 2))
 
 
 class Latents:
@@ -71,7 +76,7 @@ class Latents:
         for start in range(0, len(ready), size):
             part = ready[start : start + size]
             clips = torch.stack([self._reading.pop(i).result() for i in part])
-            for index, z in zip(part, encode(self.model, clips), strict=True):
+            for index, z in zip(part, with_mirrored(self.model, clips), strict=True):
                 self._take(index, z)
                 self._writing.append(self._helpers.submit(self._keep, index, z))
         self._writing = [one for one in self._writing if not one.done() or one.result()]

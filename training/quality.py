@@ -79,7 +79,7 @@ def autoencoder(parts: Parts, device: str, count: int, seed: int) -> dict[str, f
         scene = draw(rng)
         video = rendered(scene, parts, frames=parts.config.defaults.frames)
         clip = to_uint8(video).transpose(0, 1)
-        z = encode(parts.vae, clip[None].to(device))[0, 0]
+        z = encode(parts.vae, clip[None].to(device))[0]
         back = to_video(next(iter(decoded([z], parts.vae, device))))
         grainy = scene.style == "film"
         values["grainy psnr" if grainy else "psnr"].append(psnr(back, video))

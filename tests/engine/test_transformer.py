@@ -25,7 +25,7 @@ def test_queries_made_some_at_a_time_have_the_same_bits(dtype, turn, monkeypatch
     assert (in_parts.dtype, in_parts.stride()) == (dtype, at_once.stride())
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_tokens_widened_some_at_a_time_are_those_widened_at_once(dtype, limit, monkeypatch):
     """Up to the order in which a product of another size adds."""
     ffn = torch.nn.Sequential(torch.nn.Linear(24, 60), torch.nn.GELU(), torch.nn.Linear(60, 24)).to(dtype)
