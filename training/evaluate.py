@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from broll.engine import attention
+from broll.engine import attention, kernels
 from broll.engine.load import Parts, load
 from broll.engine.shapes import Grid, latent_grid
 from training import features, measures, quality, run
@@ -169,7 +169,8 @@ def evaluate(
 ) -> tuple[list[Run], dict[str, float]]:
     """What the model in this folder does, teacher first; measured by `file`."""
     parts, model = load(folder, "nano", device=device), measures.load(file)
-    parts.transformer.use(attention.sdpa)
+    here = kernels.Here.of(torch.device(device), run.dtype(device))
+    parts.transformer.use(attention.BACKENDS[kernels.best(here)].attend)
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
     maker, asked = Maker(parts, device, keep), questions(count, seed)
