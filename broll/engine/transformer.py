@@ -84,10 +84,10 @@ def turned(norm: nn.Module, y: Tokens, heads: int, turns: Rotary | None = None) 
 
     def of(place: slice) -> Heads:
         x = split_heads(norm(y[:, place]), heads)
-        return (x if turns is None else rotate(x, turns[place])).to(y.dtype)
+        return x if turns is None else rotate(x, turns[place])
 
     if n <= part:
-        return of(slice(n))
+        return of(slice(n)).to(y.dtype)
     out = split_heads(torch.empty_like(y), heads)
     for begin in range(0, n, part):
         place = slice(begin, begin + part)
