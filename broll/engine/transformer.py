@@ -60,7 +60,8 @@ class Context:
 Stack = Callable[[Tokens, Context], Tokens]
 # Tokens at a time. On a CPU so few that what lies between stays in its cache, and in memory that malloc keeps:
 # 2,048 of the 1.3B are normed and turned in 3 ms instead of 32, for larger pieces are new pages each time.
-PART = {"cpu": 256, "cuda": 8192}  # that are normed and turned
+PART = {"cpu": 256}  # that are normed and turned; elsewhere, and where memory is counted, MOST
+MOST = 8192
 FFN_PART = {"cpu": 512}  # that are widened
 
 
@@ -80,7 +81,7 @@ def turned(norm: nn.Module, y: Tokens, heads: int, turns: Rotary | None = None) 
     """Queries or keys, normed and turned in fp32, in the dtype of y. Some tokens at a time: what lies between would be
     four times y (3 GB for the 14B at 720p), and no token's numbers depend on the others.
     """
-    n, part = y.shape[1], PART.get(y.device.type, y.shape[1])
+    n, part = y.shape[1], PART.get(y.device.type, MOST)
 
     def of(place: slice) -> Heads:
         x = split_heads(norm(y[:, place]), heads)
