@@ -23,9 +23,9 @@ Frame = NDArray[np.uint8]  # [h, w, 3] RGB
 Grey = NDArray[np.uint8]  # [h, w]
 Floats = NDArray[np.float64]
 
-# Levels of 255. A still frame stored twice in mp4 differs by up to 0.1 on average and by 5 at most; rendered water
-# under a still camera by 0.1 and 13.
-STILL, STILL_PEAK = 0.15, 6
+# Levels of 255. A still frame stored twice in mp4 differs by up to 0.15 on average and by 5 at most (on a busy machine
+# the encoder decides otherwise now and then); rendered water under a still camera by 0.1 and 13.
+STILL, STILL_PEAK = 0.2, 6
 RUN = 3  # frames: a shorter repetition is a stutter, not a freeze
 THUMB = (16, 10)  # width, height
 JUMP = 1.5  # a cut differs from what was before by so many times what is usual around it
