@@ -28,7 +28,7 @@ SMALLER = 63
 LIMIT = 0.03
 MULTIPLE = 8  # what CUDA wants both sides of a matrix to be of
 FEWEST = 17  # and the rows of x to be at least
-ROWS = 256  # of x at a time on a CPU, so that what lies between stays in its cache
+CPU_ROWS = 256  # of x at a time, so that what lies between stays in the cache
 BELOW = -128  # where oneDNN's unsigned numbers begin
 
 
@@ -49,30 +49,29 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        if x.device.type != "cpu":
-            return self.scaled(*self.on_gpu(rows)).to(x.dtype).unflatten(0, x.shape[:-1])
         y = rows.new_empty(len(rows), self.out_features)
-        for part, out in zip(rows.split(ROWS), y.split(ROWS), strict=True):
-            out.copy_(self.scaled(*self.on_cpu(part)))
+        at_once = CPU_ROWS if x.device.type == "cpu" else len(rows)
+        for part, out in zip(rows.split(at_once), y.split(at_once), strict=True):
+            out.copy_(self.product(part))
         return y.unflatten(0, x.shape[:-1])
 
-    def scaled(self, y: Tensor, size: Tensor) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
+        """[n, columns] to [n, rows] in fp32."""
+        p, size = rounded(x, LARGEST)
+        y = self.on_cpu(p) if x.device.type == "cpu" else self.on_gpu(p)
         return y.mul_(size) if self.bias is None else torch.addcmul(self.bias.float(), y, size, out=y)
 
-    def on_cpu(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        p, size = rounded(x, LARGEST)
+    def on_cpu(self, p: Tensor) -> Tensor:
         unsigned = p.view(torch.uint8).bitwise_xor_(-BELOW)  # p - BELOW; a quarter faster than signed ones
-        y = torch.ops.onednn.qlinear_pointwise(
+        return torch.ops.onednn.qlinear_pointwise(
             unsigned, 1.0, -BELOW, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )  # fmt: skip
-        return y, size
 
-    def on_gpu(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        p, size = rounded(x, LARGEST)
+    def on_gpu(self, p: Tensor) -> Tensor:
         missing = max(0, FEWEST - len(p))
         full = torch.nn.functional.pad(p, (0, 0, 0, missing)) if missing else p
         sums = torch._int_mm(full, self.weight.t())  # noqa: SLF001  the only product of integers there is
-        return sums[: len(p)].float().mul_(self.scale), size
+        return sums[: len(p)].float().mul_(self.scale)
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"

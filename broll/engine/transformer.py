@@ -58,11 +58,9 @@ class Context:
 
 
 Stack = Callable[[Tokens, Context], Tokens]
-# Tokens at a time. On a CPU so few that what lies between stays in its cache, and in memory that malloc keeps:
-# 2,048 of the 1.3B are normed and turned in 3 ms instead of 32, for larger pieces are new pages each time.
-PART = {"cpu": 256}  # that are normed and turned; elsewhere, and where memory is counted, MOST
-MOST = 8192
-FFN_PART = {"cpu": 512}  # that are widened
+PART = 8192  # tokens that are normed and turned at a time
+# On a CPU so few that what lies between stays in its cache; and those that are widened at a time.
+CPU_PART, CPU_FFN_PART = 256, 512
 
 
 class RMSNorm(nn.Module):
@@ -81,7 +79,7 @@ def turned(norm: nn.Module, y: Tokens, heads: int, turns: Rotary | None = None) 
     """Queries or keys, normed and turned in fp32, in the dtype of y. Some tokens at a time: what lies between would be
     four times y (3 GB for the 14B at 720p), and no token's numbers depend on the others.
     """
-    n, part = y.shape[1], PART.get(y.device.type, MOST)
+    n, part = y.shape[1], CPU_PART if y.device.type == "cpu" else PART
 
     def of(place: slice) -> Heads:
         x = split_heads(norm(y[:, place]), heads)
@@ -98,8 +96,9 @@ def turned(norm: nn.Module, y: Tokens, heads: int, turns: Rotary | None = None) 
 
 def widened(ffn: nn.Module, x: Tokens) -> Tokens:
     """The feed-forward network, on a CPU of some tokens at a time."""
-    parts = x.split(FFN_PART.get(x.device.type, x.shape[1]), dim=1)
-    return ffn(x) if len(parts) == 1 else torch.cat([ffn(part) for part in parts], dim=1)
+    if x.device.type != "cpu" or x.shape[1] <= CPU_FFN_PART:
+        return ffn(x)
+    return torch.cat([ffn(part) for part in x.split(CPU_FFN_PART, dim=1)], dim=1)
 
 
 class SelfAttention(nn.Module):

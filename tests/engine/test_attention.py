@@ -19,10 +19,9 @@ def heads(n, dtype, seed):
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize(
-    "elements", [200, 25_000]
-)  # so that `blocked` has several blocks: of queries, of heads
+@pytest.mark.parametrize("elements", [200, 25_000])
 def test_backend_agrees_with_reference(name, dtype, limit, biased, elements, monkeypatch):
+    """`blocked` in several blocks: of queries, and of heads."""
     monkeypatch.setattr(attention, "BLOCK_ELEMENTS", elements)
     q, k, v = (heads(n, dtype, i) for i, n in enumerate((150, 70, 70)))
     bias = torch.linspace(-2, 3, 70) if biased else None

@@ -38,7 +38,7 @@ def relative(a, b):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_a_product_is_the_one_defined(tokens, dtype, device, monkeypatch):
-    monkeypatch.setattr(int8, "ROWS", 32)
+    monkeypatch.setattr(int8, "CPU_ROWS", 32)
     device = torch.device(device)
     most = int8.reach(device)
     weight, bias = numbers(96, 512) * 0.05, nn.Parameter(torch.linspace(-1, 1, 96))

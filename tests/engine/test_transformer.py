@@ -19,7 +19,7 @@ def test_queries_made_some_at_a_time_have_the_same_bits(dtype, turn, monkeypatch
     turns = rotary(Grid(2, 3, 5), 12) if turn else None
     with torch.inference_mode():
         at_once = turned(norm, y, 2, turns)
-        monkeypatch.setattr(transformer, "PART", {"cpu": 8})
+        monkeypatch.setattr(transformer, "CPU_PART", 8)
         in_parts = turned(norm, y, 2, turns)
     assert torch.equal(in_parts, at_once)
     assert (in_parts.dtype, in_parts.stride()) == (dtype, at_once.stride())
@@ -31,7 +31,7 @@ def test_tokens_widened_some_at_a_time_are_those_widened_at_once(dtype, limit, m
     ffn = torch.nn.Sequential(torch.nn.Linear(24, 60), torch.nn.GELU(), torch.nn.Linear(60, 24)).to(dtype)
     x = torch.randn(2, 30, 24, dtype=dtype)
     with torch.inference_mode():
-        monkeypatch.setattr(transformer, "FFN_PART", {"cpu": 8})
+        monkeypatch.setattr(transformer, "CPU_FFN_PART", 8)
         y = ffn(x)
         assert (transformer.widened(ffn, x) - y).norm() / y.norm() < limit
 
