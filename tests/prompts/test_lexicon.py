@@ -61,6 +61,10 @@ ASKED = {
     "camera rolls clockwise": "roll right",
     "tilt up to reveal a tower": "tilt up",
     "camera gently tilts down": "tilt down",
+    "a lighthouse, the camera quickly looks upward": "tilt up",
+    "camera looks down": "tilt down",
+    "sideways slide to the left past a reef": "truck left",
+    "slight handheld shake": "handheld",
     "static wide shot of a field": "static",
     "In a still frame, a stop sign": "static",
     "A tranquil tableau of a cup": "static",
@@ -102,6 +106,8 @@ Dolly the sheep in a field
 a hand dolly in a warehouse
 a tilted hat and a tilted head
 she tilts her head up
+she looks down at her phone
+a boy looks up at the stars
 a tracking number on a parcel
 train tracks in the snow
 a satellite orbiting a planet
