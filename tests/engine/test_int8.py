@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from broll import catalog, wiring
@@ -70,6 +71,31 @@ def test_a_token_of_zeros_gives_the_bias():
         assert torch.equal(layer(torch.zeros(3, 32)), layer.bias.expand(3, -1))
 
 
+def test_gelu_in_place_is_torchs():
+    y = torch.linspace(-30, 30, 70 * 128).reshape(70, 128)
+    wanted = F.gelu(y.double(), approximate="tanh")
+    assert (int8.gelu_(y) - wanted).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_feed_forward_network_is_nearer_to_the_one_defined_than_its_parts_one_by_one(dtype, monkeypatch):
+    monkeypatch.setattr(int8, "CPU_ROWS", 32)
+    most, weights = int8.reach(CPU), (numbers(320, 96) * 0.1, numbers(96, 320, seed=1) * 0.1)
+    first, second = (Int8Linear(w, nn.Parameter(numbers(len(w), seed=2)), most) for w in weights)
+    parts, x = (first, nn.GELU(approximate="tanh"), second), numbers(2, 50, 96, seed=3).to(dtype)
+
+    def defined(y, weight, layer):
+        return int8.product(*int8.rounded(y, int8.LARGEST), *int8.rounded(weight, most), layer.bias)
+
+    with torch.no_grad():
+        between = F.gelu(defined(x.flatten(0, 1), weights[0], first), approximate="tanh").float()
+        wanted = defined(between, weights[1], second).view(2, 50, 96)
+        together, apart = (kind(*parts)(x) for kind in (int8.FeedForward, nn.Sequential))
+    assert (together.dtype, together.shape) == (dtype, x.shape)
+    assert relative(together, wanted) < (1e-4 if dtype == torch.float32 else 3e-3)
+    assert dtype == torch.float32 or relative(together, wanted) < relative(apart, wanted)
+
+
 def test_a_matrix_that_would_lose_much_stays_as_it_is():
     weight = numbers(64, 512) * 0.02
     assert int8.lost(weight, 127) < int8.lost(weight, 63) < int8.LIMIT
@@ -114,6 +140,7 @@ def velocity(parts):
 def test_a_model_is_rounded_as_it_is_loaded_and_its_record_says_so(folder):
     exact, rounded = load.load(folder, "tiny"), load.load(folder, "tiny", precision=HOW)
     assert len(integers(rounded.transformer)) == 2 * 10
+    assert all(isinstance(block.ffn, int8.FeedForward) for block in rounded.transformer.blocks)
     assert rounded.digests == (*exact.digests, ("int8", f"20 matrices to {int8.reach(CPU)}"))
     assert 1e-4 < relative(velocity(rounded), velocity(exact)) < 0.03
 
