@@ -30,7 +30,7 @@ LIMIT = 0.03
 MULTIPLE = 8  # what CUDA wants both sides of a matrix to be of
 FEWEST = 17  # and the rows of x to be at least
 # On a CPU, of x at a time, so that what lies between stays in the cache; and of a GELU
-CPU_ROWS, GELU_ROWS = 256, 32
+CPU_ROWS, GELU_ROWS = 512, 32
 BELOW = -128  # where oneDNN's unsigned numbers begin
 
 
