@@ -1,9 +1,10 @@
 """The whole recipe, one stage after the other: `python -m training.all --device cuda`.
 
-CPU cores render from the first stage on, until the student is taught; a GPU renders too in the first seconds, while the
-transformer is compiled. What each stage leaves is exported at once, so that a run that is cut short is not lost: call
-it again, and it goes on. The text encoder comes first and from captions alone (`python -m training.text`), on any CPU:
-a run that has one already (runs/nano/text.pt) does not train it again. `--until` and `--after` take a part of it.
+A GPU renders in the first seconds, while the transformer is compiled; half of the CPU's cores from then on, until the
+student is taught: more of them slow the training more than it gains by new clips. What each stage leaves is exported at
+once, so that a run that is cut short is not lost: call it again, and it goes on. The text encoder comes first and from
+captions alone (`python -m training.text`), on any CPU: a run that has one already (runs/nano/text.pt) does not train it
+again. `--until` and `--after` take a part of it.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 
 from training import evaluate, export, measures, render, run, student, text, transformer, vae
 
+FILLERS = 4  # processes that share a GPU while nothing else uses it
 Stage = tuple[str, Callable[[], object]]
 
 
@@ -35,7 +37,8 @@ def stages(numbers: dict[str, Any], device: str, out: Path, count: int, recipe: 
     trainer: list[transformer.Trainer] = []
 
     def fill() -> None:
-        with render.beside(recipe, 1, 0, workers() + 1, device, 60 * minutes["fill"]) as rendering:
+        renderers = workers() if device == "cpu" else FILLERS
+        with render.beside(recipe, renderers, device, 60 * minutes["fill"]) as rendering:
             trainer.append(transformer.Trainer(numbers, device))
             trainer[0].warm()
             for process in rendering:
@@ -98,8 +101,8 @@ def part(whole: list[Stage], after: str | None, until: str) -> list[Stage]:
 
 
 def workers() -> int:
-    """Cores that render beside: all but four, for training itself, its captions, and what reads and writes clips."""
-    return max(1, len(os.sched_getaffinity(0)) - 4)
+    """Cores that render beside."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def main() -> None:
@@ -120,12 +123,12 @@ def main() -> None:
     log = run.Log(run.work_folder(numbers) / "all.jsonl")
     wanted = part(stages(numbers, args.device, args.out, args.count, args.recipe), args.after, args.until)
     with contextlib.ExitStack() as rendering:
-        if wanted[0][0] == "fill":
-            rendering.enter_context(render.beside(args.recipe, workers(), 1, workers() + 1))
         for name, work in wanted:
             if name == "student":
                 rendering.close()  # the measures need the cores
             work()
+            if name == "fill":
+                rendering.enter_context(render.beside(args.recipe, workers()))
             log(stage=name, minutes=(time.monotonic() - begin) / 60)
             if args.pack and name in ("export", "evaluate"):
                 pack(args.out, args.pack)

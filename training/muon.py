@@ -40,14 +40,18 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     alike[p.flatten(1).shape].append(p)
             for (rows, columns), parameters in alike.items():
-                nesterov = [self._momentum(p, group["momentum"]) for p in parameters]
-                updates = orthogonal(torch.stack(nesterov))
+                updates = orthogonal(torch.stack(self._nesterov(parameters, group["momentum"])))
                 wide = max(1.0, rows / columns) ** 0.5
-                for p, update in zip(parameters, updates, strict=True):
-                    p.add_(update.view_as(p), alpha=-group["lr"] * wide)
+                shaped = [update.view_as(p) for p, update in zip(parameters, updates, strict=True)]
+                torch._foreach_add_(parameters, shaped, alpha=-group["lr"] * wide)
 
-    def _momentum(self, p: Tensor, decay: float) -> Tensor:
-        state = self.state[p]
-        momentum = state.setdefault("momentum", torch.zeros_like(p))
-        momentum.mul_(decay).add_(p.grad)
-        return p.grad.add(momentum, alpha=decay).flatten(1)
+    def _nesterov(self, parameters: list[Tensor], decay: float) -> list[Tensor]:
+        """All of a shape in a few kernels: one by one, a GPU would wait for a busy CPU."""
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        momenta = [self.state[p]["momentum"] for p in parameters]
+        gradients = [p.grad for p in parameters]
+        torch._foreach_mul_(momenta, decay)
+        torch._foreach_add_(momenta, gradients)
+        return [g.flatten(1) for g in torch._foreach_add(gradients, momenta, alpha=decay)]

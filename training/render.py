@@ -97,20 +97,15 @@ def render_all(
 
 @contextmanager
 def beside(
-    recipe: str | None,
-    workers: int,
-    first: int,
-    stride: int,
-    device: str = "cpu",
-    seconds: float | None = None,
+    recipe: str | None, workers: int, device: str = "cpu", seconds: float | None = None
 ) -> Iterator[list[subprocess.Popen]]:
     """Processes of one thread each that render while the block runs; at most for so many seconds."""
-    command = [sys.executable, "-m", "training.render", "--stride", str(stride), "--device", device]
+    command = [sys.executable, "-m", "training.render", "--stride", str(workers), "--device", device]
     command += ["--recipe", recipe] if recipe else []
     command += ["--seconds", str(seconds)] if seconds is not None else []
     alone = os.environ | {"OMP_NUM_THREADS": "1"}
     started = [
-        subprocess.Popen([*command, "--first", str(first + k)], stdout=subprocess.DEVNULL, env=alone, cwd=run.ROOT)  # noqa: S603
+        subprocess.Popen([*command, "--first", str(k)], stdout=subprocess.DEVNULL, env=alone, cwd=run.ROOT)  # noqa: S603
         for k in range(workers)
     ]  # fmt: skip
     try:
@@ -132,7 +127,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    os.nice(5)  # what it renders for must not wait for it
+    os.nice(15)  # what it renders for must not wait for it
     render_all(run.recipe(args.recipe), args.device, args.first, args.stride, args.seconds)
 
 
