@@ -1,16 +1,18 @@
 """The whole recipe, one stage after the other: `python -m training.all --device cuda`.
 
-A GPU renders in the first seconds, while the transformer is compiled; half of the CPU's cores from then on, until the
-student is taught: more of them slow the training more than it gains by new clips. What each stage leaves is exported at
-once, so that a run that is cut short is not lost: call it again, and it goes on. The text encoder comes first and from
-captions alone (`python -m training.text`), on any CPU: a run that has one already (runs/nano/text.pt) does not train it
-again. `--until` and `--after` take a part of it.
+Half of the CPU's cores render, from the first stage on until the student is taught: more of them slow the training
+more than it gains by new clips. What each stage leaves is exported at once, so that a run that is cut short is not
+lost: call it again, and it goes on. Where the machine is lent for so many minutes, say so (`--within`): the
+transformer, which takes whatever it gets, ends so early that the rest still fits. The text encoder comes first and
+from captions alone (`python -m training.text`), on any CPU: a run that has one already (runs/nano/text.pt) does not
+train it again. `--until` and `--after` take a part of it.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,12 +26,14 @@ import torch
 
 from training import evaluate, export, measures, render, run, student, text, transformer, vae
 
-FILLERS = 4  # processes that share a GPU while nothing else uses it
+EXPORT = 0.4  # minutes that it takes, at most
 Stage = tuple[str, Callable[[], object]]
 
 
-def stages(numbers: dict[str, Any], device: str, out: Path, count: int, recipe: str | None) -> list[Stage]:
-    """Name and work of each stage."""
+def stages(
+    numbers: dict[str, Any], device: str, out: Path, count: int, recipe: str | None, end: float = math.inf
+) -> list[Stage]:
+    """Name and work of each stage. `end`: by time.monotonic(), when the transformer is done and exported."""
     model = out / "nano" / "broll_nano" / "model"
     measured = out / "training" / measures.FILE.name
     measured.parent.mkdir(parents=True, exist_ok=True)
@@ -37,12 +41,19 @@ def stages(numbers: dict[str, Any], device: str, out: Path, count: int, recipe: 
     trainer: list[transformer.Trainer] = []
 
     def fill() -> None:
-        renderers = workers() if device == "cpu" else FILLERS
-        with render.beside(recipe, renderers, device, 60 * minutes["fill"]) as rendering:
+        with render.beside(recipe, workers(), 60 * minutes["fill"]) as rendering:
             trainer.append(transformer.Trainer(numbers, device))
             trainer[0].warm()
             for process in rendering:
                 process.wait()
+
+    def learn() -> None:
+        transformer.train(numbers, device, *trainer, end=end - 60 * EXPORT)
+        export.export(numbers, model)
+
+    def teach() -> None:
+        taught(numbers, device, recipe, measured)
+        export.export(numbers, model)
 
     def judge() -> None:
         keep = run.work_folder(numbers) / "judged"
@@ -56,10 +67,8 @@ def stages(numbers: dict[str, Any], device: str, out: Path, count: int, recipe: 
         ("text", lambda: text_once(numbers)),
         ("vae", lambda: vae.train(numbers, device)),
         ("decoder", lambda: vae.polish(numbers, device)),
-        ("transformer", lambda: transformer.train(numbers, device, *trainer)),
-        ("export", lambda: export.export(numbers, model)),
-        ("student", lambda: taught(numbers, device, recipe, measured)),
-        ("export", lambda: export.export(numbers, model)),
+        ("transformer", learn),
+        ("student", teach),
         ("evaluate", judge),
     ]
 
@@ -91,13 +100,12 @@ def pack(out: Path, folder: Path, piece: int = 15 * 2**20) -> None:
 
 
 def part(whole: list[Stage], after: str | None, until: str) -> list[Stage]:
-    """The stages behind the last one of a name, up to the last one of another."""
+    """The stages behind one, up to another."""
     names = [name for name, _ in whole]
     for name in (after, until):
         if name is not None and name not in names:
-            raise SystemExit(f"no stage {name}: they are {', '.join(dict.fromkeys(names))}")
-    last = {name: place for place, name in enumerate(names)}
-    return whole[0 if after is None else last[after] + 1 : last[until] + 1]
+            raise SystemExit(f"no stage {name}: they are {', '.join(names)}")
+    return whole[0 if after is None else names.index(after) + 1 : names.index(until) + 1]
 
 
 def workers() -> int:
@@ -115,13 +123,17 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=300, help="prompts of the evaluation")
     parser.add_argument("--pack", type=Path, help="also leave the results here, in pieces of 15 MB")
+    parser.add_argument("--within", type=float, default=math.inf, help="minutes, up to the taught student")
     parser.add_argument("--until", default="evaluate", help="the last stage")
     parser.add_argument("--after", help="begin behind this stage")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     numbers, begin = run.recipe(args.recipe), time.monotonic()
     log = run.Log(run.work_folder(numbers) / "all.jsonl")
-    wanted = part(stages(numbers, args.device, args.out, args.count, args.recipe), args.after, args.until)
+    teaching = EXPORT + numbers["minutes"][args.device]["student"] if args.until != "transformer" else 0.0
+    end = begin + 60 * (args.within - teaching)
+    whole = stages(numbers, args.device, args.out, args.count, args.recipe, end)
+    wanted = part(whole, args.after, args.until)
     with contextlib.ExitStack() as rendering:
         for name, work in wanted:
             if name == "student":
@@ -130,7 +142,7 @@ def main() -> None:
             if name == "fill":
                 rendering.enter_context(render.beside(args.recipe, workers()))
             log(stage=name, minutes=(time.monotonic() - begin) / 60)
-            if args.pack and name in ("export", "evaluate"):
+            if args.pack and name in ("transformer", "student", "evaluate"):
                 pack(args.out, args.pack)
 
 

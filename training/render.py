@@ -97,10 +97,10 @@ def render_all(
 
 @contextmanager
 def beside(
-    recipe: str | None, workers: int, device: str = "cpu", seconds: float | None = None
+    recipe: str | None, workers: int, seconds: float | None = None
 ) -> Iterator[list[subprocess.Popen]]:
     """Processes of one thread each that render while the block runs; at most for so many seconds."""
-    command = [sys.executable, "-m", "training.render", "--stride", str(workers), "--device", device]
+    command = [sys.executable, "-m", "training.render", "--stride", str(workers)]
     command += ["--recipe", recipe] if recipe else []
     command += ["--seconds", str(seconds)] if seconds is not None else []
     alone = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -121,6 +121,10 @@ class Clock:
         """Now: what was done since this clock was made does not count."""
         self._start = time.monotonic() - 60 * self._before
 
+    def end_by(self, moment: float) -> None:
+        """Not later than this, by time.monotonic(): the cosine comes to its end then."""
+        self.minutes = min(self.minutes, self.spent + (moment - time.monotonic()) / 60)
+
     @property
     def spent(self) -> float:
         return (time.monotonic() - self._start) / 60

@@ -172,8 +172,10 @@ class Trainer:
         run.save(self.path, weights | progress)
 
 
-def train(numbers: dict[str, Any], device: str = "cpu", trainer: Trainer | None = None) -> None:
-    """`trainer`: one that is warm already."""
+def train(
+    numbers: dict[str, Any], device: str = "cpu", trainer: Trainer | None = None, end: float = math.inf
+) -> None:
+    """`trainer`: one that is warm already. `end`: by time.monotonic(), whatever the recipe's minutes are."""
     own, rng = numbers["transformer"], random.Random()  # unseeded: after a restart, other batches
     trainer = trainer or Trainer(numbers, device)
     encoder = text.load(numbers)
@@ -185,6 +187,7 @@ def train(numbers: dict[str, Any], device: str = "cpu", trainer: Trainer | None 
     with Draws(numbers, rng, own["drop_text"]) as draws:
         pool.grow(own["first"])
         trainer.clock.start()
+        trainer.clock.end_by(end)
         for step in trainer.clock.steps(trainer.first):
             if step % own["grow_every"] == 0:
                 pool.grow(own["grow"], wait=False)  # rendering may still be going on beside this

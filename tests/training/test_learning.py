@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from typing import Any
 
 import pytest
@@ -105,6 +107,17 @@ def test_emphasis_is_on_slow_change_and_leaves_stillness_and_flicker_alone() -> 
     assert weight.mean() == pytest.approx(1.0)
     assert weight[1] == weight[6] == pytest.approx(4 * float(weight[0]))
     assert weight[7] == weight[20] == weight[0]
+
+
+def test_a_clock_that_ends_by_a_moment_ends_its_cosine_then() -> None:
+    clock = run.Clock(minutes=10.0, spent=2.0)
+    clock.end_by(math.inf)
+    assert clock.minutes == 10.0
+    clock.end_by(time.monotonic() + 60)
+    assert clock.minutes == pytest.approx(3.0, abs=1e-3)
+    assert clock.rate(step=1000) == pytest.approx(0.02 + 0.98 * 0.25, abs=1e-3)
+    clock.end_by(time.monotonic() - 1)
+    assert list(clock.steps(5)) == []
 
 
 def test_muon_makes_singular_values_near_one() -> None:
