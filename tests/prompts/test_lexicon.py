@@ -40,6 +40,8 @@ ASKED = {
     "drone circling a castle": "orbit",
     "aerial drone shot slowly circling a lighthouse": "orbit",
     "orbiting a lighthouse, golden hour": "orbit",
+    "circle around a vase": "orbit",
+    "circling around the old tower at dusk": "orbit",
     "the camera orbits around in a clockwise direction": "orbit left",
     "the camera orbits counterclockwise": "orbit right",
     "a dog running, tracking shot": "tracking",
@@ -121,6 +123,7 @@ a man pushes in a cart
 she pulls back the curtain
 the dog follows the man
 birds circling above the sea
+moths circling around a lamp
 a still lake
 a fixed gear bicycle
 children slide down a hill
