@@ -48,7 +48,7 @@ def stages(
                 process.wait()
 
     def learn() -> None:
-        transformer.train(numbers, device, *trainer, end=end - 60 * EXPORT)
+        transformer.train(numbers, device, trainer[0] if trainer else None, end - 60 * EXPORT)
         export.export(numbers, model)
 
     def teach() -> None:

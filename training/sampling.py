@@ -1,17 +1,19 @@
 """Many clips at once by the engine's own samplers: what teaches the student, and what is evaluated."""
 
-from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from broll.engine import pipeline
 from broll.engine.conditioning import Text, collapsed
+from broll.engine.config import TransformerConfig
+from broll.engine.rope import Rotary, rotary
 from broll.engine.sampler import SAMPLERS
 from broll.engine.schedule import schedule
-from broll.engine.shapes import Grid
+from broll.engine.shapes import Grid, token_grid
 from broll.engine.text_encoder import TextEncoder
-from broll.engine.transformer import Transformer
+from broll.engine.transformer import Context, Transformer
 from training import run
 
 
@@ -33,8 +35,21 @@ def encode(encoder: TextEncoder, ids: list[list[int]], width: int = 0) -> Text:
 def velocity(model: Transformer, x: Tensor, times: Tensor, prompt: Text) -> Tensor:
     """Of x [b, c, f, h, w] at times [b, f] (or [b]), in fp32; with gradients, so nothing is remembered."""
     with run.autocast(x.device.type):
-        context = model.context(Grid(*x.shape[2:]), prompt.features, text_bias=prompt.bias)
-        return model(x, times, replace(context, memory=None)).float()
+        context = Context(
+            grid=token_grid(Grid(*x.shape[2:]), model.config.patch_size),
+            rotary=turns(Grid(*x.shape[2:]), model.config, x.device),
+            text=model.text_embedding(prompt.features.float()),
+            dtype=model.compute_dtype,
+            text_bias=prompt.bias,
+            memory=None,
+        )
+        return model(x, times, context).float()
+
+
+@lru_cache(8)
+def turns(latent: Grid, config: TransformerConfig, device: torch.device) -> Rotary:
+    """Made once, not at every step: it is made on the CPU, and a GPU would wait for it with an empty queue."""
+    return rotary(token_grid(latent, config.patch_size), config.head_dim, device)
 
 
 def guided(

@@ -37,10 +37,11 @@ def config(numbers: dict[str, Any]) -> TransformerConfig:
     return TransformerConfig(**sizes, in_dim=channels, out_dim=channels, text_dim=numbers["text"]["d_model"])
 
 
-def noise_levels(count: int, shift: float) -> Tensor:
+def noise_levels(count: int, shift: float, device: str = "cpu") -> Tensor:
     """Four of five by the shifted logit-normal; the fifth uniform, or fine detail would be learned too rarely."""
-    s = torch.randn(count).sigmoid()
-    return torch.where(torch.rand(count) < 0.2, torch.rand(count), shift * s / (1 + (shift - 1) * s))
+    s = torch.randn(count, device=device).sigmoid()
+    even, dice = torch.rand(2, count, device=device)
+    return torch.where(dice < 0.2, even, shift * s / (1 + (shift - 1) * s))
 
 
 def given_frames(count: int, frames: int, share: float, rng: random.Random) -> Tensor:
@@ -56,7 +57,7 @@ def given_frames(count: int, frames: int, share: float, rng: random.Random) -> T
 
 
 @functools.cache
-def tempi(frames: int, motion: float) -> tuple[Tensor, Tensor]:
+def tempi(frames: int, motion: float, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """The orthonormal cosine transform over time, [k, f], and how much each tempo counts, [k], mean 1.
 
     A moving camera is slow change: between nothing and 0.16 cycles a latent frame. Any weights leave the best
@@ -67,7 +68,7 @@ def tempi(frames: int, motion: float) -> tuple[Tensor, Tensor]:
     basis[0] /= 2**0.5
     cycles = torch.arange(frames) / (2 * frames)
     weight = torch.where((cycles > 0) & (cycles <= 0.16), motion, 1.0)
-    return basis, weight / weight.mean()
+    return basis.to(device), (weight / weight.mean()).to(device)
 
 
 def loss(
@@ -78,7 +79,7 @@ def loss(
     levels = sigma[:, None] * ~given
     level = levels[:, None, :, None, None]
     v = velocity(model, (1 - level) * x0 + level * noise, 1000 * levels, prompt)
-    basis, weight = (tensor.to(x0.device) for tensor in tempi(x0.shape[2], motion))
+    basis, weight = tempi(x0.shape[2], motion, x0.device)
     wrong = (v - (noise - x0)) * ~given[:, None, :, None, None]
     error = torch.einsum("kf,bcfhw->bchwk", basis, wrong)
     return (weight * error.square()).mean()
@@ -148,8 +149,9 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
 
     def learn(self, step: int, x0: Tensor, prompt: Text, rng: random.Random) -> Tensor:
-        sigma = noise_levels(len(x0), self.own["shift"]).to(self.device)
-        given = given_frames(len(x0), x0.shape[2], self.own["given"], rng).to(self.device)
+        sigma = noise_levels(len(x0), self.own["shift"], self.device)
+        given = given_frames(len(x0), x0.shape[2], self.own["given"], rng)
+        given = given.to(self.device, non_blocking=True)  # a GPU's queue must not run dry for it
         value = loss(self.model, x0, prompt, sigma, given, self.own["motion"])
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.outside, 1.0)
