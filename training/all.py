@@ -35,7 +35,7 @@ def stages(
 ) -> list[Stage]:
     """Name and work of each stage. `end`: by time.monotonic(), when the transformer is done and exported."""
     model = out / "nano" / "broll_nano" / "model"
-    measured = out / "training" / measures.FILE.name
+    measured = out / "training" / measures.FILE.name if numbers["measures"]["anew"] else measures.FILE
     measured.parent.mkdir(parents=True, exist_ok=True)
     minutes = numbers["minutes"][device]
     trainer: list[transformer.Trainer] = []
@@ -52,7 +52,10 @@ def stages(
         export.export(numbers, model)
 
     def teach() -> None:
-        taught(numbers, device, recipe, measured)
+        if numbers["measures"]["anew"]:
+            taught(numbers, device, recipe, measured)
+        else:
+            student.train(numbers, device)
         export.export(numbers, model)
 
     def judge() -> None:

@@ -62,7 +62,7 @@ def tiny(work: Path) -> dict[str, Any]:
     numbers["transformer"] |= {"dim": 48, "ffn_dim": 64, "num_heads": 2, "num_layers": 2}
     numbers["transformer"] |= {"latent_frames": [3, 5], "weights": [0.5, 0.5], "tokens": {"cpu": 40}}
     numbers["student"] |= {"rank": 4, "inner": 2, "reuse": 2}
-    numbers["measures"] = {"plain": 20, "through": 3, "held_out": 4, "steps": 4}
+    numbers["measures"] = {"anew": True, "plain": 20, "through": 3, "held_out": 4, "steps": 4}
     numbers["defaults"] |= {"steps": 3}
     return numbers
 
