@@ -205,6 +205,7 @@ def make(
     """
     cost = estimate(spec, config, target.precision, target.held, target.kind)
     can = levers() if can is None else can
+    offload = "off" if target.precision.int8 else offload  # what is rounded as it loads is not streamed
     cost, on = fitted(cost, target.memory, can, offload)
     if any(lever.name == STREAMING for lever in on):
         target = replace(target, seen=target.seen_streamed)
@@ -255,6 +256,8 @@ def streams(
         return settings.offload == "on"
     where = catalog.device()
     how = wiring.precision(config, where, settings.loading())
+    if how.int8:
+        return False
     cost = estimate(spec, config, how, footprint.kept(model.folder, config, how), where.type)
     smaller = cost.changed(engine.blocks_streamed)
     return memory < cost.memory_bytes > smaller.memory_bytes

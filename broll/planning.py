@@ -177,13 +177,15 @@ class Planner:
         return (spec.takes or 1) * sum(stages.values())
 
     def _needs(self, spec: VideoSpec, config: ModelConfig) -> int:
-        """Bytes of a device: where the whole model does not fit, blocks are streamed, unless LoRAs are merged; where
-        decoding does not, it is done in tiles.
+        """Bytes of a device: where the whole model does not fit, blocks are streamed, unless LoRAs are merged or blocks
+        are rounded; where decoding does not, it is done in tiles.
         """
         from broll.engine.estimate import blocks_streamed
 
         cost, own = self._cost(spec, config), self._settings
-        if own.offload != "off" and not (own.merge_loras and spec.loras and own.offload != "on"):
+        merged = own.merge_loras and spec.loras and own.offload != "on"
+        rounded = self._precision(config, self._where()).int8
+        if own.offload != "off" and not merged and not rounded:
             cost = min(cost, cost.changed(blocks_streamed), key=lambda one: one.memory_bytes)
         with self._one:
             smallest, _ = plans.fitted(cost, 0, plans.possible(own, merging=True))
@@ -194,6 +196,9 @@ class Planner:
         if where is None:
             return plans.on_a_gpu(config, loading)
         return wiring.precision(config, where, loading)
+
+    def _where(self) -> "torch.device | None":
+        return catalog.device() if self._own() else None
 
     def _own(self) -> bool:
         """Whether the devices are this machine's."""
@@ -208,7 +213,7 @@ class Planner:
             if len(self._costs) > 1000:
                 self._costs.clear()
             if key not in self._costs:
-                where = catalog.device() if self._own() else None
+                where = self._where()
                 kind = "cuda" if where is None else where.type
                 how = self._precision(config, where)
                 self._costs[key] = plans.estimate(spec, config, how, self._weights(config, how), kind)

@@ -25,14 +25,16 @@ def check(spec: VideoSpec, config: ModelConfig, settings: Settings) -> list[str]
     """Refuse what the settings ask for and this machine cannot do; else what there is to say of them."""
     wiring.check_attention(settings.attention, config)
     wiring.prepare_compiler(settings)
-    return [told for told in (group.check(settings, spec, config), wiring.idle(settings)) if told]
+    return [told for told in (group.check(settings, spec, config),) if told]
 
 
 def load(
     model: Installed, plan: plans.Plan, config: ModelConfig, settings: Settings, *, merging: bool,
     places: Mapping[str, Path] | None = None, team: "Team | None" = None,
 ) -> tuple["Parts", list[str]]:  # fmt: skip
-    """The model for the plan's clip, and what in its LoRAs has no effect. `places`: where they are, by digest."""
+    """The model for the plan's clip, and what of its LoRAs and of the settings has no effect. `places`: where LoRAs
+    are, by digest.
+    """
     spec, prompts = plan.spec, plans.prompts(plan.spec)
     loading = settings.loading(
         streamed=plan.switched_on(plans.STREAMING), text_first=plan.switched_on(plans.TEXT_FIRST)
@@ -44,4 +46,4 @@ def load(
             kept = features.shelf(settings)
             whole = wiring.load(model, config, loading, prompts=prompts, kept=kept, team=team)
             parts, unused = loras.on(whole, spec, settings, places)
-    return wiring.tiled(parts, plan.tiles), unused
+    return wiring.tiled(parts, plan.tiles), unused + wiring.unmet(parts, settings)

@@ -147,8 +147,6 @@ class Renderer:
         wiring.use_threads(self.settings)
         wiring.prepare_compiler(self.settings)
         team = self._lead.begin(self.settings)
-        if idle := wiring.idle(self.settings):
-            sys.stderr.write(f"warning: {idle}\n")
         memory = self.settings.memory_mb * 10**6 or catalog.free_memory(catalog.device())
         streamed = not wants and plans.streams(spec, config, self.settings, found, memory)
         loading = self.settings.loading(streamed=streamed)
@@ -158,6 +156,8 @@ class Renderer:
             else:
                 kept = features.shelf(self.settings)
                 parts = wiring.load(found, config, loading, kept=kept, team=team)
+        for line in wiring.unmet(parts, self.settings):
+            sys.stderr.write(f"warning: {line}\n")
         self._warm = Warm(name, wants, config, wiring.with_previews(parts, found), memory)
 
 

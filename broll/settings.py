@@ -172,13 +172,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _int8_stays(self) -> "Settings":
-        """What is rounded as it loads cannot come again with every step."""
+        """What is rounded as it loads cannot come again with every step; `auto` then leaves streaming off (plan.py)."""
         if self.int8 and self.offload == "on":
             raise BadOption(
                 "int8 and offload on exclude each other: blocks are streamed as their file has them"
             )
-        if self.int8:
-            self.offload = "off"
         return self
 
     def loading(self, *, streamed: bool = False, text_first: bool = False) -> Loading:

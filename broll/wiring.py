@@ -90,10 +90,25 @@ def rounds(loading: Loading, where: "torch.device") -> bool:
     return loading.int8 and (elsewhere or int8.reach(where) > 0)
 
 
-def idle(settings: Settings) -> str:
-    """What is asked for and changes nothing here."""
-    asked = settings.int8 and not rounds(settings.loading(), device())
-    return "int8 changes nothing: this torch, or this device, multiplies no integers" if asked else ""
+def unmet(parts: "Parts", settings: Settings) -> list[str]:
+    """What is asked for and changes nothing of this loaded model, each in a line."""
+    from broll.engine import fp8
+
+    asked, done = settings.loading(), {name for name, _ in parts.digests}
+    told = []
+    if asked.int8 and "int8" not in done:
+        can = rounds(asked, parts.device)
+        why = (
+            "its matrices are quantized already"
+            if can
+            else "this device, or this torch, has no such products"
+        )
+        told.append(f"int8 changes nothing of {parts.config.name}: {why}")
+    if asked.native_fp8 and "native_fp8" not in done:
+        can = fp8.available(parts.device)
+        why = "it has no matrices in e4m3" if can else "this device, or this torch, has no such products"
+        told.append(f"native_fp8 changes nothing of {parts.config.name}: {why}")
+    return told
 
 
 def fast_bf16() -> bool:

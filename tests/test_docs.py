@@ -90,7 +90,7 @@ def test_every_option_is_documented():
     section = CLI.split("## broll generate\n")[1].split("\n## ")[0]
     given = {option for p in COMMANDS["generate"].params for option in p.opts if option.startswith("-")}
     assert "--like" in given
-    assert sorted(given - set(re.findall(r"`(-[-a-z]+)`", section)) - {"-h", "--help"}) == []
+    assert sorted(given - set(re.findall(r"`(-[-a-z0-9]+)`", section)) - {"-h", "--help"}) == []
     for command in leaves(COMMANDS):
         for option in (option for p in command.params for option in p.opts if option.startswith("--")):
             assert option in CLI, f"{option} of {command.name} is not in docs/cli.md"

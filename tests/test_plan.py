@@ -245,11 +245,31 @@ def test_int8_is_not_counted_where_it_cannot_be_and_that_is_said(place, monkeypa
     settings = Settings(int8=True)
     config = wiring.describe(catalog.find(settings, "tiny"))
     cpu = torch.device("cpu")
-    for reach, said in ((127, ""), (0, "int8 changes nothing")):
+    model = catalog.find(settings, "tiny")
+    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    nothing = "int8 changes nothing of tiny: this device, or this torch, has no such products"
+    for reach, said in ((127, []), (0, [nothing])):
         monkeypatch.setattr(int8, "reach", lambda _, reach=reach: reach)
         assert wiring.precision(config, cpu, settings.loading()).int8 == bool(reach)
-        assert said in wiring.idle(settings) and bool(said) == bool(wiring.idle(settings))
+        assert wiring.unmet(wiring.load(model, config, settings.loading()), settings) == said
+        made = plan.make(spec, config, plan.here(spec, config, settings, model), offload="on")
+        assert made.switched_on(plan.STREAMING) == (not reach)  # only what is not rounded can be streamed
     assert plan.on_a_gpu(config, settings.loading()).int8
+
+
+def test_what_the_weights_form_makes_idle_is_said(place):
+    from dataclasses import replace
+
+    settings = Settings(int8=True, native_fp8=True)
+    model = catalog.find(settings, "tiny")
+    parts = wiring.load(model, wiring.describe(model), settings.loading())
+    (line,) = wiring.unmet(parts, settings)
+    assert line.startswith("native_fp8 changes nothing of tiny: ")
+    quantized = replace(parts, digests=())  # as of a file whose matrices are all quantized
+    assert "int8 changes nothing of tiny: its matrices are quantized already" in wiring.unmet(
+        quantized, settings
+    )
+    assert wiring.unmet(quantized, Settings()) == []
 
 
 # --- the lever --------------------------------------------------------------------------------------------

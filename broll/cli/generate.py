@@ -95,6 +95,16 @@ def generate(
         str | None,
         typer.Option(help="Compile what lies between products: auto, on or off.", rich_help_panel=How),
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Round the matrices to 8-bit integers.", rich_help_panel=How)
+    ] = False,
+    native_fp8: Annotated[
+        bool, typer.Option("--native-fp8", help="Multiply fp8 weights in fp8.", rich_help_panel=How)
+    ] = False,
+    vae_precision: Annotated[
+        str | None,
+        typer.Option(help="Decode in float32 or bfloat16; auto.", rich_help_panel=How),
+    ] = None,
     parallel: Annotated[
         str | None,
         typer.Option(help="Under torchrun: auto, or such as cfg=2,ulysses=4,ring=1.", rich_help_panel=How),

@@ -56,20 +56,14 @@ def generate(options: "Options", server: str, key: str | None, stop: Stop) -> No
 
 def check(options: "Options") -> None:
     """Options that a server cannot follow."""
-    from broll.cli.typed import check_together
+    from broll.cli.typed import HERE, check_together
 
     if options.resume is not None:
         raise BadOption("--resume goes on with a clip on this machine; it cannot be given with --server")
-    if options.merge_loras:
-        raise BadOption("--merge-loras is for this machine; a server has the setting merge_loras")
-    if options.offload is not None:
-        raise BadOption("--offload is for this machine; a server has the setting offload")
-    if options.attention is not None:
-        raise BadOption("--attention is for this machine; a server has the setting attention")
-    if options.parallel is not None:
-        raise BadOption("--parallel is for this machine; a server has the setting parallel")
-    if options.compile is not None:
-        raise BadOption("--compile is for this machine; a server has the setting compile")
+    for name in ("merge_loras", *HERE):
+        if getattr(options, name) not in (None, False):
+            option = name.replace("_", "-")
+            raise BadOption(f"--{option} is for this machine; a server has the setting {name}")
     check_together(options)
     if options.format not in (None, "mp4", "gif"):
         raise BadOption(f"--format is {options.format!r}; a server makes mp4 and gif")

@@ -21,6 +21,11 @@ PLAIN = {
 }  # fmt: skip
 
 
+# How this machine computes: each is a setting, which a server has for itself.
+HERE = ("offload", "attention", "compile", "int8", "native_fp8", "vae_precision", "parallel")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
 @dataclass(frozen=True)
 class Options:
     """`broll generate`, as typed."""
@@ -49,6 +54,9 @@ class Options:
     offload: str | None = None
     attention: str | None = None
     compile: str | None = None
+    int8: bool = False
+    native_fp8: bool = False
+    vae_precision: str | None = None
     parallel: str | None = None
     motion: str | None = None
     takes: int | None = None
@@ -73,8 +81,10 @@ def settings_of(options: Options) -> Settings:
     for name in ("offload", "compile"):
         if getattr(options, name) not in (None, "auto", "on", "off"):
             raise BadOption(f"--{name} is {getattr(options, name)!r}; possible are auto, on and off")
-    typed = {name: getattr(options, name) for name in ("offload", "attention", "compile", "parallel")}
-    return Settings(**{name: value for name, value in typed.items() if value is not None})
+    if options.vae_precision not in (None, *PRECISIONS):
+        raise BadOption(f"--vae-precision is {options.vae_precision!r}; possible are {', '.join(PRECISIONS)}")
+    typed = {name: getattr(options, name) for name in HERE}
+    return Settings(**{name: value for name, value in typed.items() if value not in (None, False)})
 
 
 def check_together(options: Options) -> None:
@@ -89,7 +99,7 @@ def check_together(options: Options) -> None:
         raise BadOption("--no-coach leaves the prompt alone; --fix, --preset and --style change it")
     if options.resume is None:
         return
-    free = {"resume", "model", "lora", "merge_loras", "offload", "attention", "compile", "parallel"}
+    free = {"resume", "model", "lora", "merge_loras", *HERE}
     free |= {"out", "format", "force", "poster", "sheet", "as_json", "quiet"}
     for option in fields(options):
         if option.name not in free and getattr(options, option.name) not in (None, False):

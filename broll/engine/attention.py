@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from broll.engine import compiled
 from broll.engine.shapes import Grid, Heads, Keys
 
 
@@ -114,11 +115,10 @@ def flex(q: Heads, k: Keys, v: Keys, call: AttendCall) -> Heads:  # noqa: ARG001
     return compiled_flex()(q, k, v)
 
 
-@functools.cache
 def compiled_flex() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention  # noqa: PLC0415
 
-    return torch.compile(flex_attention)
+    return compiled.compiled(flex_attention, "inductor")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from broll.engine import compiled, fp8, sparse, step_cache
+from broll.engine import compiled, fp8, int8, sparse, step_cache
 from broll.engine.attention import merge_heads, split_heads
 from broll.engine.compiled import Compiler, Dropped
 from broll.engine.config import ModelConfig
@@ -154,7 +154,7 @@ class Passes:
         return self._products(merge_heads(out), own.o)[0]
 
     def _ffn(self, ffn: nn.Sequential, low: Tensor) -> Tensor:
-        if len(ffn) == 2:  # packed (packed.py), with GELU inside
+        if len(ffn) == 2 or isinstance(ffn, int8.FeedForward):  # packed.py and int8.py have their own pass
             return ffn(low)
         return self._products(self._inner(ffn[0], ffn[1], low), ffn[2])[0]
 

@@ -148,7 +148,7 @@ class Checked:
             out = self._kernel(q, k, v, call)
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, AssertionError, ImportError) as error:
+        except Exception as error:  # noqa: BLE001  kernels raise whatever the libraries below them raise
             self.drop(f"{(str(error).splitlines() or [type(error).__name__])[0][:200]} ({place})")
             return None
         off = distance(out, q, k, v, call)

@@ -45,6 +45,8 @@ CASES = {
     "nothing left to attend": ((*GOOD, "--sparsity", 1), "bad_option", 2, "0.9"),
     "unknown kernel": ((*GOOD, "--attention", "fast"), "bad_option", 2, "auto, sdpa"),
     "kernel not possible here": ((*GOOD, "--attention", "sage"), "bad_option", 2, "sage is not possible here"),
+    "no such precision": ((*GOOD, "--vae-precision", "fp8"), "bad_option", 2, "auto, float32, bfloat16"),
+    "int8 and streamed": ((*GOOD, "--int8", "--offload", "on"), "bad_option", 2, "exclude each other"),
     "neither on nor off": ((*GOOD, "--compile", "yes"), "bad_option", 2, "possible are auto, on and off"),
     "unknown option": ((*GOOD, "--fast"), "bad_option", 2, "--fast"),
     "unknown format": ((*GOOD, "--format", "avi"), "bad_option", 2, "mp4"),

@@ -98,6 +98,8 @@ def test_a_gif_is_asked_for_as_one(broll, there, small, tmp_path):
         ([PROMPT, "--lora", "film", "--merge-loras"], 2, "bad_option"),
         ([PROMPT, "--attention", "sdpa"], 2, "bad_option"),
         ([PROMPT, "--compile", "on"], 2, "bad_option"),
+        ([PROMPT, "--int8"], 2, "bad_option"),
+        ([PROMPT, "--vae-precision", "float32"], 2, "bad_option"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_sent(broll, there, small, words, status, code):

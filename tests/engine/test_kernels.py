@@ -54,11 +54,24 @@ def refuses(q, k, v, call):
     raise RuntimeError("no kernel image is available for execution on the device\nmore lines")
 
 
+def has_another_signature(q, k, v, call):
+    return refuses(q, k, v)
+
+
+class OutOfResources(Exception):
+    """As Triton's is: of no kind that a caller would think of."""
+
+
+def wants_more_shared_memory(q, k, v, call):
+    raise OutOfResources("out of resource: shared memory, Required: 147456, Hardware limit: 101376")
+
+
 def good(q, k, v, call):
     return attention.blocked(q, k, v, call)
 
 
-BROKEN = [nan, a_head_of_zeros, wrong_in_the_second_layer, infinite_where_no_query_is_compared, refuses]
+WRONG = [nan, a_head_of_zeros, wrong_in_the_second_layer, infinite_where_no_query_is_compared]
+BROKEN = [*WRONG, refuses, has_another_signature, wants_more_shared_memory]
 
 
 @pytest.fixture
