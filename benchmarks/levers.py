@@ -4,8 +4,8 @@ The prompts are of training's grammar, by seeds that training never used, so wha
 (training/evaluate.py). Each is made with every lever, in one process, in turn, from the same seed.
 
     forwards, pairs    of the transformer that are computed; of self-attention's pairs of tokens, the share
-    seconds, saved     of text and denoising, which is all that levers change: the median over the prompts; and that of
-                       the share that is saved beside the exact clip of the same turn
+    seconds, saved     of text and denoising, which is all that they change (one of them decoding): the median over the
+                       prompts; and that of the share that is saved beside the exact clip of the same turn
     PSNR, SSIM         of all frames, to those of the exact clip (SSIM: 11 x 11 Gaussian, luma); means
     camera, light,     how many clips show what was asked for, of those that ask for it, by nano's trained measures
     scene, adherence   (training/measures.py), which know its kind of pictures only; adherence: all three together
@@ -44,7 +44,13 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {  # fields of the spec; the exact cli
     "student, quality draft": {"quality": "draft"},  # the model's own, where it brings one
     **{f"guidance until {value:g}": {"guidance_until": value} for value in (0.5, 0.2)},
     **{f"sparsity {value:g}": {"sparsity": value} for value in (0.3, 0.5, 0.7)},
+    "int8": {},
+    "decoded in bfloat16": {},
 }
+LOADED = {
+    "int8": {"int8": True},
+    "decoded in bfloat16": {"vae_precision": "bfloat16"},
+}  # fields of the settings
 KEYS = ("camera", "light", "scene")
 Pictures = NDArray[np.uint8]  # f h w 3
 Row = dict[str, Any]
@@ -85,17 +91,30 @@ def _ssim(one: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.mean(score / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
 
 
+def loaded(model: catalog.Installed, chosen: list[str]) -> dict[str, Parts]:
+    """By lever; those that the model is not loaded otherwise for share one."""
+    plain = wiring.load(model, wiring.describe(model))
+
+    def by(lever: str) -> Parts:
+        if lever not in LOADED:
+            return plain
+        return wiring.load(model, plain.config, Settings(**LOADED[lever]).loading())
+
+    return {lever: by(lever) for lever in chosen}
+
+
 def seen(frames: Pictures, judge: measures.Measures) -> dict[str, str]:
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
     return judge.names(features.stack([features.features(clip)]))[0]
 
 
 def turn(
-    number: int, asked: Asked, chosen: list[str], parts: Parts, settings: Settings, given: Mapping[str, Any]
+    number: int, asked: Asked, models: Mapping[str, Parts], settings: Settings, given: Mapping[str, Any]
 ) -> Iterator[Row]:
-    """One prompt with every lever."""
-    judge, exact, config = measures.load(), np.zeros(0, np.uint8), parts.config
-    for lever in [EXACT, *(name for name in chosen if name != EXACT)]:
+    """One prompt with every lever, each on its model."""
+    judge, exact = measures.load(), np.zeros(0, np.uint8)
+    for lever, parts in models.items():
+        config = parts.config
         fields = dict(given) | {"model": config.name, "prompt": asked.prompt, "seed": number} | LEVERS[lever]
         spec = pipeline.resolve(loras.fitted(parse(**fields), settings, {})[0], config)
         styled, _ = loras.on(parts, spec, settings)
@@ -185,10 +204,10 @@ def main() -> None:
         settings = Settings()
         wiring.use_threads(settings)
         model = catalog.find(settings, args.model)
-        parts = wiring.load(model, wiring.describe(model))
+        models = loaded(model, [EXACT, *(name for name in args.levers if name != EXACT)])
         given = {"frames": args.frames, "steps": args.steps}
         for number, asked in enumerate(questions(args.prompts, args.seed), 1):
-            rows += turn(number, asked, args.levers, parts, settings, given)
+            rows += turn(number, asked, models, settings, given)
             if args.json:
                 args.json.write_text(json.dumps(rows, indent=1))
     found = summary(rows)

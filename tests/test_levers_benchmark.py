@@ -61,14 +61,15 @@ def test_labels_of_points_in_one_place_are_moved_apart():
 
 
 def test_it_runs_on_a_small_model_and_shows_the_same_table_again(place, monkeypatch, capsys):
-    chosen = ["--levers", "guidance until 0.5", "sparsity 0.5"]
+    chosen = ["--levers", "guidance until 0.5", "sparsity 0.5", "int8"]
     words = ["--model", "tiny", "--prompts", "1", *chosen, "--json", "rows.json", "--plot", "plot.svg"]
     monkeypatch.setattr(sys, "argv", ["levers", *words])
     levers.main()
     printed = capsys.readouterr().out
     made = json.loads((place / "rows.json").read_text())
-    assert [one["lever"] for one in made] == ["exact", "guidance until 0.5", "sparsity 0.5"]
-    assert [one["forwards"] for one in made] == [6, 5, 6]
+    assert [one["lever"] for one in made] == ["exact", "guidance until 0.5", "sparsity 0.5", "int8"]
+    assert [one["forwards"] for one in made] == [6, 5, 6, 6]
+    assert made[3]["psnr"] < float("inf")  # rounded
     monkeypatch.setattr(sys, "argv", ["levers", "--show", "rows.json"])
     levers.main()
     assert capsys.readouterr().out == printed
