@@ -43,6 +43,11 @@
 The class docstring is the default text. A message says what was got and what is possible.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = 100  # letters of what was got
+
 
 class BrollError(Exception):
     """Something went wrong."""
@@ -275,3 +280,12 @@ class LeaseLost(BrollError):
 
     code = "lease_lost"
     exit_status = 7
+
+
+def wrong(name: str, found: Mapping[str, Any]) -> str:
+    """What pydantic found first, in one line: the field, what it got and what is possible."""
+    if found["type"] == "missing":
+        return f"{name} is missing"
+    got, message = repr(found.get("input")), found["msg"]
+    shown = got if len(got) <= SHOWN else got[:SHOWN] + "..."
+    return f"{name[:SHOWN]} is {shown}: {message[0].lower()}{message[1:]}"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from broll.settings import Settings
 
 SEEN = ("denoise", "decode")  # the stages that a run is long enough to tell
+LONG = 2.0  # seconds of denoising from which it is: less is mostly what every step costs, whatever the clip
 
 
 def seen(settings: "Settings", model: str, *, streamed: bool = False) -> dict[str, float] | None:
@@ -45,7 +46,9 @@ def remember(
     settings: "Settings", model: str, cost: "Estimate", denoise_s: float, decode_s: float, *,
     streamed: bool = False,
 ) -> None:  # fmt: skip
-    """Keep what was seen."""
+    """Keep what was seen, unless the run was too short to tell."""
+    if denoise_s < LONG:
+        return
     took = {"denoise": max(denoise_s, 1e-3), "decode": max(decode_s, 1e-3)}
     row = {stage: cost.stage(stage).operations.total / took[stage] for stage in SEEN}
     _keep(settings, "timings.json", {named(settings, model, streamed=streamed): row})

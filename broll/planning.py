@@ -143,7 +143,10 @@ class Planner:
         if width < 1 or height < 1:
             raise BadOption(f"size is {width}x{height}; both sides are at least 1")
         step, most = config.size_multiple, config.defaults.max_area
-        shrink = min(1.0, (most / (width * height)) ** 0.5)
+        fits = (
+            width * height <= 2 * most
+        )  # as pipeline.resolve has it; what is larger comes down to what it knows best
+        shrink = 1.0 if fits else (most / (width * height)) ** 0.5
         made = [max(step, round(side * shrink / step) * step) for side in (width, height)]
         while made[0] * made[1] > 2 * most and max(made) > step:
             made[made.index(max(made))] -= step

@@ -105,7 +105,7 @@ def open_artifacts(settings: Settings) -> Artifacts:
 
 
 def first_key(database: Database, settings: Settings) -> str | None:
-    """The key of a fresh installation; or the one that the settings name, put in place."""
+    """The key of an installation that has no admin's yet; or the one that the settings name, put in place."""
     own = pepper(settings)
     with database.write() as c:
         tenant = keys.find_tenant(c, LOCAL)
@@ -114,7 +114,8 @@ def first_key(database: Database, settings: Settings) -> str | None:
         if settings.admin_key is not None:
             keys.adopt(c, own, tenant, settings.admin_key.get_secret_value())
             return None
-        if c.execute(sa.select(api_keys.c.id).limit(1)).first() is not None:
+        admins = sa.select(api_keys.c.id).where(api_keys.c.scopes.contains("admin"))
+        if c.execute(admins.limit(1)).first() is not None:
             return None
         return keys.create_key(c, own, tenant, "admin", scopes=("jobs", "read", "admin"))[1]
 

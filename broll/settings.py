@@ -5,13 +5,14 @@ environment wins; a command's own flag wins over both. A name that is not here i
 """
 
 import os
+import tomllib
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -163,6 +164,22 @@ class Settings(BaseSettings):
         default="info", description="of the JSON log"
     )
 
+    def __init__(self, **values: Any) -> None:
+        """Raises BadOption, in one line, for whatever cannot be used."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise BadOption(_first(error)) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+            raise BadOption(f"{_file()} cannot be read as TOML: {' '.join(str(error).split())}") from None
+
+    @field_validator("public_url", "artifacts_endpoint", "coach_url")
+    @classmethod
+    def _url(cls, value: str | None) -> str | None:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value!r} is no URL: it begins with http:// or https://")
+        return value
+
     @field_validator("network_allow", "offer", "old_secrets", "blocklist", mode="before")
     @classmethod
     def _list(cls, value: object) -> object:
@@ -194,5 +211,20 @@ class Settings(BaseSettings):
         odd = sorted(name for name in os.environ if name.startswith("BROLL_") and name not in known)
         if odd:
             raise BadOption(f"there is no setting {odd[0]}; docs/settings.md lists all of them")
-        file = Path(os.environ.get("BROLL_CONFIG", "broll.toml"))
+        file = _file()
+        if "BROLL_CONFIG" in os.environ and not file.is_file():
+            raise BadOption(f"BROLL_CONFIG names {file}, which is not there")
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file)
+
+
+def _file() -> Path:
+    return Path(os.environ.get("BROLL_CONFIG", "broll.toml"))
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first; never what was given, which may be a secret."""
+    found = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in found["loc"])
+    if found["type"] == "extra_forbidden":
+        return f"there is no setting {name}; docs/settings.md lists all of them"
+    return f"the setting {name} cannot be used: {found['msg'].removeprefix('Value error, ')}"

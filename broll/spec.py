@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from broll.errors import BadOption, BadPrompt, BrollError
+from broll.errors import BadOption, BadPrompt, BrollError, wrong
 
 MAX_PROMPT = 10_000  # characters; the text encoder's own limit of 512 tokens is checked by the engine
 MAX_SEED = 2**63 - 1
@@ -144,5 +144,4 @@ def parse(**fields: object) -> VideoSpec:
         if isinstance(cause, BrollError):
             raise cause from None
         name = ".".join(str(part) for part in first["loc"]) or "spec"
-        message = first["msg"][0].lower() + first["msg"][1:]
-        raise BadOption(f"{name} is {first['input']!r}: {message}") from None
+        raise BadOption(wrong(name, first)) from None

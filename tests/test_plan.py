@@ -225,6 +225,16 @@ def test_what_was_seen_with_other_settings_is_not_planned(place, other):
     assert pace.seen(Settings(**other), "tiny") is not None
 
 
+def test_what_a_run_too_short_to_tell_showed_is_not_planned(place):
+    settings = Settings()
+    model = catalog.find(settings, "tiny")
+    config = wiring.describe(model)
+    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    cost = plan.local(spec, config, settings, model).estimate
+    pace.remember(settings, "tiny", cost, pace.LONG / 2, 0.1)
+    assert pace.seen(settings, "tiny") is None
+
+
 def test_a_plan_that_streams_goes_by_runs_that_streamed(place):
     settings = Settings()
     model = catalog.find(settings, "tiny")

@@ -42,7 +42,9 @@ def listed(bench: Bench, model: Transformer) -> None:
 
 
 def small(bench: Bench) -> None:
-    exact(bench, made(bench, SMALL), SMALL, "480p", None, fuse=False)
+    model = made(bench, SMALL)
+    for size in ("480p", "720p"):
+        exact(bench, model, SMALL, size, None, fuse=False)
 
 
 def more(bench: Bench) -> None:

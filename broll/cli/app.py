@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ from broll.cli import bench, doctor, generate, inspect, jobs, loras, models, pla
 from broll.cli.output import one_line, say
 from broll.errors import BadOption, BrollError, MissingExtra, OutputError
 
-UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 SERVER = {
     "sqlalchemy", "alembic", "fastapi", "uvicorn", "structlog", "obstore", "limits", "prometheus_client", "starlette",
     "standardwebhooks", "python_multipart",
@@ -113,7 +113,7 @@ def translate(error: Exception) -> BrollError | None:  # noqa: PLR0911  one line
     if isinstance(error, BrollError):
         return error
     if isinstance(error, UsageError):
-        return BadOption(getattr(error, "message", "") or "a command is missing: see broll --help")
+        return BadOption(error.format_message() or "a command is missing: see broll --help")
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in ENGINE:
         return MissingExtra(f'{error.name} is not installed; to get it: pip install "broll[engine]"')
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] in SERVER:
@@ -124,8 +124,6 @@ def translate(error: Exception) -> BrollError | None:  # noqa: PLR0911  one line
         return OutOfMemory()
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(f"cannot write {error.filename or 'a file'}: {error.strerror}")
-    if type(error).__name__ == "ValidationError" and "Settings" in str(error).splitlines()[0]:
-        return BadOption("a BROLL_ variable cannot be used: " + " ".join(str(error).splitlines()[1:3]))
     return None
 
 

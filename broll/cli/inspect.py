@@ -25,7 +25,7 @@ def inspect(
         print(json.dumps({"file": str(file), **facts, "video": dataclasses.asdict(info)}))
         return
     spec = record.spec.model_dump(exclude_none=True, exclude={"schema_version"})
-    rows = {name.replace("_", " "): str(value) for name, value in spec.items()}
+    rows = {name.replace("_", " "): str(value) for name, value in spec.items() if value != ()}
     for name in {"image", "last_image"} & spec.keys():
         rows[name.replace("_", " ")] = spec[name]["sha256"]
     rows["file"] = (

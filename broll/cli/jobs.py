@@ -12,7 +12,7 @@ import typer
 
 from broll.cli.output import duration, one_line
 from broll.cli.stop import Stopped, stoppable
-from broll.errors import OutputError
+from broll.errors import BadOption, OutputError
 
 if TYPE_CHECKING:
     from broll.client import Client, Job
@@ -22,6 +22,7 @@ Server = Annotated[
     str | None, typer.Option(help="Address of a broll serve; else BROLL_SERVER, else this machine.")
 ]
 Key = Annotated[str | None, typer.Option(help="API key; else BROLL_KEY.")]
+LONG = ("spec", "urls", "notes", "coach", "checks")  # of a job: not for a line each; --json has them
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 jobs_app = typer.Typer(help="Jobs on a server: see, follow, stop, fetch.", no_args_is_help=True)
@@ -57,10 +58,10 @@ def show_job(job_id: Id, server: Server = None, key: Key = None, as_json: Json =
     if as_json:
         print(json.dumps(job.data))
         return
-    rows = {name: value for name, value in job.data.items() if name not in ("spec", "urls", "notes")}
+    rows = {name: value for name, value in job.data.items() if name not in LONG}
     rows |= {f"spec {name}": value for name, value in job.spec.items() if name not in rows}
     for name, value in rows.items():
-        if value not in (None, "", False):
+        if value not in (None, "", False, [], {}):
             print(one_line(f"{name.replace('_', ' '):<18} {value}"))
     for note in job.notes:
         print(one_line(f"{'note':<18} {note}"))
@@ -122,14 +123,18 @@ def download(
     from broll.client import Client
     from broll.client.calls import VARIANTS
 
-    path = out or Path()
+    path, ending = out or Path(), VARIANTS.get(variant, "")
+    if variant == "video" and path.suffix.lower() == ".webm":
+        raise BadOption(f"{path} ends in .webm, and a server makes mp4 and gif")
+    if variant != "video" and ending and not path.is_dir() and path.suffix.lower() != ending:
+        raise BadOption(f"{path} ends in {path.suffix or 'nothing'}, and a {variant} is a {ending[1:]} file")
     if not path.is_dir() and path.exists() and not force:
         raise OutputError(f"{path} is there already; --force overwrites it")
     with stoppable() as stop, Client(server, key) as client:
         try:
             job = client.job(job_id).checked()
             if path.is_dir():
-                path = unused(path, f"{slug(job.prompt)}-{job.seed}", VARIANTS.get(variant, ""))
+                path = unused(path, f"{slug(job.prompt)}-{job.seed}", ending)
             client.download(job.id, path, variant)
         except KeyboardInterrupt:
             raise Stopped("stopped; nothing was written", stop.signum or signal.SIGINT) from None

@@ -37,6 +37,10 @@ def plan(
     ] = None,
     takes: Annotated[int | None, typer.Option(help="So many seeds.")] = None,
     quality: Annotated[str | None, typer.Option(help="best, standard or draft.")] = None,
+    step_cache: Annotated[str | None, typer.Option(help="Of those: magcache or teacache.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Of self-attention left out, 0 to 0.9.")] = None,
+    offload: Annotated[str | None, typer.Option(help="Stream the blocks: auto, on or off.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Matrices rounded to 8-bit integers.")] = False,
     device: Annotated[
         str | None, typer.Option(help="A card that is not here, by its data sheet: H100, A100, RTX4090 ...")
     ] = None,
@@ -48,16 +52,18 @@ def plan(
     """Say what a clip takes before it is made: seconds, memory, money, and what fits if it does not."""
     from broll import cards, nearest
     from broll import plan as plans
-    from broll.cli.typed import Options, check_together, size_of
+    from broll.cli.typed import Options, check_together, settings_of, size_of
     from broll.engine import guidance as guiding
-    from broll.engine import step_cache
-    from broll.settings import Settings
+    from broll.engine import sparse
+    from broll.engine import step_cache as caching
 
-    settings, options = Settings(), Options(frames=frames, seconds=seconds)
+    options = Options(frames=frames, seconds=seconds, offload=offload, int8=int8)
+    settings = settings_of(options)
     card = None if device is None else cards.find(device)
     check_together(options)
     given = {"prompt": prompt or PROMPT, "steps": steps, "guidance": guidance, "takes": takes}
     given |= {"quality": quality, "guidance_until": guidance_until, "frames": options.frames}
+    given |= {"step_cache": step_cache, "sparsity": sparsity}
     spec, found, config = asked(settings, model, given | size_of(size), options, image)
     if card is None:
         target, can = plans.here(spec, config, settings, found), plans.possible(settings)
@@ -70,7 +76,7 @@ def plan(
     if as_json:
         print(json.dumps(made.told() | {"nearest": instead}))
         return
-    told = guiding.told(spec), step_cache.told(spec, config)
+    told = guiding.told(spec), caching.told(spec, config), sparse.told(spec, config, target.kind)
     print("\n".join(lines(made) + [line for line in told if line]))
     if not made.fits:
         print(nearest.sentence(made, config))

@@ -208,9 +208,11 @@ def place(options: Options, spec: VideoSpec) -> Path:
 
 def check_place(out: Path, options: Options) -> str:
     """The format; refuses what cannot be written, and what is there already."""
-    from broll.media.video_file import check_output
+    from broll.media.video_file import FORMATS, check_output
 
-    chosen = check_output(out, options.format)
+    chosen, ending = check_output(out, options.format), out.suffix.lower()[1:]
+    if ending in FORMATS and ending != chosen:
+        raise BadOption(f"{out} ends in .{ending}, and the format is {chosen}: leave one of them out")
     asked = [
         out,
         *(path for path, on in zip(beside(out), (options.poster, options.sheet), strict=True) if on),

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,9 +154,12 @@ def opened() -> Any:
 def tenant_of(c: Any, name: str, settings: Any, *, make: bool = False) -> str:
     from broll.errors import NotFound
     from broll.jobs import keys
+    from broll.serving import LOCAL
 
     found = keys.find_tenant(c, name)
     if found is None and make:
+        if name == LOCAL:  # as the first start of the service makes it
+            return keys.create_tenant(c, name, unmetered=True)
         found = keys.create_tenant(c, name, credits=settings.welcome_credits)
         say(f"made the tenant {name} with {settings.welcome_credits} credits")
     if found is None:
@@ -169,7 +173,7 @@ def create_key(
     name: Annotated[str, typer.Argument(help="What it is for.")] = "key",
     tenant: Tenant = "local",
     scopes: Annotated[str, typer.Option(help="jobs, read, admin; comma-separated.")] = "jobs",
-    expires_days: Annotated[float | None, typer.Option(help="Days until it ends.")] = None,
+    expires_days: Annotated[float | None, typer.Option(help="Days until it ends.", min=0.001)] = None,
     cap: Annotated[int | None, typer.Option(help="Credits it may spend in all.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -198,7 +202,9 @@ def list_keys(tenant: Tenant = "local", as_json: AsJson = False) -> None:
         print(json.dumps({"keys": rows}))
         return
     for row in rows:
-        state = "revoked" if row["revoked_at"] else "expires" if row["expires_at"] else "good"
+        over = row["expires_at"] is not None and row["expires_at"] < time.time()
+        ends = "expired" if over else "expires" if row["expires_at"] else "good"
+        state = "revoked" if row["revoked_at"] else ends
         print(f"{row['id']}  {row['hint']}  {row['scopes']:<16} {state:<8} {row['name']}")
 
 

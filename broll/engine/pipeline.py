@@ -82,13 +82,13 @@ def resolve(spec: VideoSpec, config: ModelConfig, *, picture: Image.Image | None
     shapes.check_frames(full.frames)
     if full.frames > MAX_FRAMES:
         raise UnsupportedShape(f"{full.frames} frames are too many: {config.name} counts to {MAX_FRAMES}")
-    shapes.check_size(width, height, config.size_multiple)
     if width * height > 2 * defaults.max_area:
         w, h = defaults.size
         raise UnsupportedShape(
             f"{width}x{height} is too large: {config.name} was trained at {w}x{h} "
             "and makes at most twice that area"
         )
+    shapes.check_size(width, height, config.size_multiple)
     guidance.check(full)
     step_cache.check(full, config)
     return full

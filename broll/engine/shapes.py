@@ -74,7 +74,7 @@ def check_size(width: int, height: int, multiple: int) -> None:
     """Refuse a size that does not divide into tokens, naming the nearest one that does."""
     if min(width, height) >= multiple and width % multiple == 0 and height % multiple == 0:
         return
-    nearest = [max(multiple, round(side / multiple) * multiple) for side in (width, height)]
+    nearest = [max(multiple, side // multiple * multiple) for side in (width, height)]  # no larger than asked
     raise UnsupportedShape(
         f"{width}x{height} cannot be made: both sides must be multiples of {multiple}, "
         f"such as {nearest[0]}x{nearest[1]}"

@@ -20,6 +20,9 @@ RIGS = frozenset({"handheld", "fpv", "steadicam", "rack focus"})
 NEAR = frozenset({"macro", "close-up"})  # said together, they mean one picture; one word is enough
 STATIC = "static"
 DETERMINERS = frozenset({"a", "an", "the", "his", "her", "their", "its", "some", "two", "three"})
+OBJECT = re.compile(
+    r"\s*(?:an?|the|it|him|her|them|his|its|their|this|that|these|those)(?![^\W_])", re.IGNORECASE
+)
 PACES = frozenset({"slow", "steady", "fast"})  # slow motion is time, not pace
 VAGUE = "vague"  # "cinematic camera movement": asked for a camera, but for no move
 AT_ITS_OWN_PACE = frozenset({STATIC, VAGUE, "whip pan", "dolly zoom", "fly over"}) | RIGS
@@ -160,8 +163,10 @@ def reach(slots: Slots, term: Term) -> Span:
     return Span(before.start() if before else term.span.start, after.end() if after else term.span.end)
 
 
-def slowed(term: Term, speed: str = "slowly") -> Edit | None:
-    """The move with its speed: an adverb behind a verb and where it goes, an adjective before a noun."""
+def slowed(term: Term, speed: str = "slowly", follows: str = "") -> Edit | None:
+    """The move with its speed: an adverb behind a verb and where it goes, or before the verb if its object `follows`;
+    an adjective before a noun.
+    """
     said, known = words.tokens(term.text), wording.load()
     if not said or words.is_sign(said[0].text):
         return None
@@ -170,6 +175,9 @@ def slowed(term: Term, speed: str = "slowly") -> Edit | None:
         adjective = {adverb: adjective for adjective, adverb in known.adverbs.items()}.get(speed, speed)
         text = f"{adjective} {_lower(term.text)}"
         return Edit(term.span, text[0].upper() + text[1:] if term.text[0].isupper() else text)
+    if OBJECT.match(follows):
+        at = term.span.start + said[verb].span.start
+        return Edit(Span(at, at), f"{speed} ")
     last = verb
     while last + 1 < len(said) and said[last + 1].text in known.whither:
         last += 1
@@ -220,5 +228,7 @@ def sentence(clause: str, *, speed: str = "") -> str:
 def _verbal(said: list[str], speed: str) -> str:
     known = wording.load()
     cut = next((i for i, word in enumerate(said[1:], 1) if word.lower() not in known.whither), len(said))
-    parts = [known.verbs[said[0].lower()], *said[1:cut], speed, *said[cut:]]
+    verb = known.verbs[said[0].lower()]
+    before = OBJECT.match(" ".join(said[cut:])) is not None
+    parts = [speed, verb, *said[1:]] if before else [verb, *said[1:cut], speed, *said[cut:]]
     return f"The camera {' '.join(part for part in parts if part)}."

@@ -51,7 +51,7 @@ def arrange(slots: Slots, additions: Sequence[Addition]) -> tuple[str, tuple[tup
 def _hurried(content: str, speed: str) -> str:
     """A move within the user's own words gets its speed there."""
     move = film.dominant(parse(content))
-    edit = film.slowed(move, speed) if move else None
+    edit = film.slowed(move, speed, content[move.span.end :]) if move else None
     return content[: edit.span.start] + edit.text + content[edit.span.end :] if edit else content
 
 

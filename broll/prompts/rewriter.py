@@ -29,6 +29,7 @@ from broll.prompts.words import Span
 
 ROUNDS = 6
 MACRO = re.compile(r"(?i)(\bmacro\b[\s-]*)")
+DENIED, STILL = re.compile(r"(?i)(?:no|without|zero|do|don.t|never)\b"), "static camera"
 
 Repair = Callable[[Slots, Context], Iterator[tuple["Change", Edit]]]
 
@@ -128,11 +129,16 @@ def _round(draft: _Draft, context: Context, without: frozenset[str]) -> _Draft:
     if slots.parse(draft.text).language != "en":
         return draft
     draft = _replaced(draft, context, _concrete)
+    draft = _replaced(draft, context, _still)
     parsed = slots.parse(draft.text)
-    additions = _additions(parsed, context, without)
+    additions = _additions(parsed, context, without, draft.dropped)
     text, moved = layout.arrange(parsed, additions)
     changes = tuple(Change(what, text, f"{slot} stands where WAN's captions have it") for what, slot in moved)
     return replace(draft, text=text, additions=draft.additions + additions, moved=draft.moved + changes)
+
+
+def _stems(text: str) -> set[str]:
+    return {words.stem(token.text) for token in words.tokens(text)}
 
 
 def _lifted(draft: _Draft) -> _Draft:
@@ -147,11 +153,15 @@ def _lifted(draft: _Draft) -> _Draft:
     return replace(draft, text=text, titles=draft.titles + found, replaced=draft.replaced + changes)
 
 
-def _additions(parsed: Slots, context: Context, without: frozenset[str]) -> tuple[Addition, ...]:
+def _additions(
+    parsed: Slots, context: Context, without: frozenset[str], dropped: tuple[Change, ...]
+) -> tuple[Addition, ...]:
     """As many as the model's length allows, the most needed first."""
     taken: list[Addition] = []
-    count = words.count(parsed.text)
-    for found in suggestions.lacking(parsed, context):
+    count, unwanted = words.count(parsed.text), _stems(" ".join(one.text for one in dropped)) - {"camera"}
+    for given in suggestions.lacking(parsed, context):
+        denied = given.slot == "camera" and unwanted & _stems(given.text)  # "no zoom"
+        found = Addition("camera:static", "camera", STILL, "no move was wanted") if denied else given
         size = words.count(found.text) + 1
         if found.id not in without and count + size <= context.words[1]:
             taken.append(found)
@@ -174,6 +184,12 @@ def _concrete(parsed: Slots, _context: Context) -> Iterator[tuple[Change, Edit]]
     for term in () if film.asked(parsed) else film.vague(parsed):
         move = suggestions.concrete(term.text, parsed.text[term.span.end :])
         yield Change(term.text, move, "nothing that a camera could do"), Edit(term.span, move)
+
+
+def _still(parsed: Slots, _context: Context) -> Iterator[tuple[Change, Edit]]:
+    for term in parsed.of("camera"):
+        if term.name == film.STATIC and DENIED.match(term.text):
+            yield Change(term.text, STILL, "the model paints what is named"), Edit(term.span, STILL)
 
 
 def _excluded(parsed: Slots, _context: Context) -> Iterator[tuple[Change, Edit]]:

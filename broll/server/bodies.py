@@ -9,7 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 
-from broll.errors import BadOption, BrollError, TooLarge
+from broll.errors import BadOption, BrollError, TooLarge, wrong
 from broll.media.pictures import MAX_BYTES
 
 M = TypeVar("M", bound=BaseModel)
@@ -81,6 +81,4 @@ def parsed(kind: type[M], fields: Mapping[str, Any]) -> M:
         if isinstance(cause, BrollError):
             raise cause from None
         name = ".".join(str(part) for part in first["loc"]) or "the request"
-        got = repr(first["input"])
-        shown = got if len(got) <= 100 else got[:100] + "..."
-        raise BadOption(f"{name[:100]} is {shown}: {first['msg'][0].lower()}{first['msg'][1:]}") from None
+        raise BadOption(wrong(name, first)) from None

@@ -22,6 +22,7 @@ from broll.errors import (
     NotSupported,
     TooMany,
     Unavailable,
+    wrong,
 )
 from broll.server.envelope import SECURITY
 
@@ -96,9 +97,7 @@ def first_of(error: RequestValidationError) -> BrollError:
     where = (
         ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path")) or "the request"
     )
-    got = repr(first.get("input"))
-    shown = got if len(got) <= 100 else got[:100] + "..."
-    return BadOption(f"{where} is {shown}: {first['msg'][0].lower()}{first['msg'][1:]}")
+    return BadOption(wrong(where, first))
 
 
 def from_framework(app: FastAPI, request: Request, error: HTTPException) -> JSONResponse:

@@ -61,6 +61,10 @@ CASES = {
     "like what is no clip": (("generate", "--like", "TEXT"), "bad_option", 2, "TEXT"),
     "inspect what is no clip": (("inspect", "TEXT"), "bad_option", 2, "TEXT"),
     "inspect nothing": (("inspect", "none.mp4"), "bad_option", 2, "none.mp4"),
+    "ending and format": ((*GOOD, "--out", "x.gif", "--format", "mp4"), "bad_option", 2, "leave one of them out"),
+    "no prompt to check": (("prompt", "check"), "bad_option", 2, "Missing argument"),
+    "half a seed": ((*GOOD, "--seed", "1.5"), "bad_option", 2, "--seed"),
+    "a key that has ended": (("keys", "create", "x", "--expires-days", "-1"), "bad_option", 2, "--expires-days"),
     "offload": ((*GOOD, "--offload", "maybe"), "bad_option", 2, "possible are auto, on and off"),
     "offload on a server": ((*GOOD, "--offload", "on", "--server", "http://127.0.0.1:1"), "bad_option", 2, "offload"),
     "merged and streamed": (
@@ -84,6 +88,34 @@ def test_is_refused_in_one_line_and_leaves_nothing(broll, place, picture, tmp_pa
     assert ran.json["error"] == {"code": code, "message": last.split("]: ", 1)[1]}
     assert list(place.iterdir()) == []
     assert not (tmp_path / "data" / "artifacts").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (b"foo", "cannot be read as TOML"),
+        (b"\xff\xfe", "cannot be read as TOML"),
+        (b"foo = 1", "there is no setting foo"),
+        (b"port = 'x'", "the setting port cannot be used"),
+        (b"public_url = 'here'", "the setting public_url cannot be used: 'here' is no URL"),
+        (None, "which is not there"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_in_one_line(broll, tmp_path, monkeypatch, written, said):
+    file = tmp_path / "mine.toml"
+    if written is not None:
+        file.write_bytes(written)
+    monkeypatch.setenv("BROLL_CONFIG", str(file))
+    ran = broll("plan", "--json")
+    assert (ran.status, ran.json["error"]["code"]) == (2, "bad_option")
+    assert said in ran.json["error"]["message"]
+    assert len(ran.err.splitlines()) == 1
+
+
+def test_a_size_that_is_named_instead_is_one_that_can_be_made(broll, place):
+    said = broll(*GOOD, "--size", "70x50").err.splitlines()[-1]
+    assert said.endswith("such as 64x48")
+    assert broll(*GOOD, "--size", "64x48", "--out", "x.mp4").status == 0
 
 
 def test_a_file_that_is_there_is_overwritten_only_by_force(broll, place):

@@ -129,7 +129,8 @@ def test_a_model_may_be_a_folder(broll, tiny_models):
     assert broll("generate", "a lake", "--model", tiny_models / "tiny").status == 0
 
 
-def test_the_second_forecast_is_from_what_was_seen(broll):
+def test_the_second_forecast_is_from_what_was_seen(broll, monkeypatch):
+    monkeypatch.setattr("broll.pace.LONG", 0.0)
     assert "measured rates" in broll("generate", "a lake", *MODEL).err
     assert "as seen here before" in broll("generate", "a lake", *MODEL).err
 

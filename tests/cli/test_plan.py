@@ -36,6 +36,16 @@ def test_weights_that_will_be_rounded_are_planned_so(device, broll, monkeypatch)
     assert broll("models", "show", "tiny", "--json").json["memory_bytes"] < shown
 
 
+def test_levers_are_planned_as_they_would_be_made(broll):
+    dense, sparse = (
+        broll("plan", *MODEL, "--frames", 81, *more, "--json").json for more in ((), ("--sparsity", 0.7))
+    )
+    denoise = [plan["stages"][1]["flops"] for plan in (dense, sparse)]
+    assert denoise[1] < denoise[0]
+    assert broll("plan", *MODEL, "--offload", "on", "--json").json["on"] == ["block_streaming"]
+    assert broll("plan", *MODEL, "--int8", "--json").json["weight_bytes"] < dense["weight_bytes"]
+
+
 def test_takes_multiply(broll):
     one = broll("plan", *MODEL, "--json").json["seconds"]
     assert broll("plan", *MODEL, "--takes", 4, "--json").json["seconds"] == pytest.approx(4 * one, abs=0.01)

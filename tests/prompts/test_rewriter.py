@@ -115,6 +115,32 @@ def test_what_is_not_wanted_goes_to_the_negative_prompt():
     ].text
 
 
+@pytest.mark.parametrize(
+    "words", ["no camera movement", "without any camera motion", "don't move the camera", "no zoom"]
+)
+def test_a_camera_that_must_not_move_stands_still(words):
+    made = rewrite(f"a candle, {words}")
+    assert made.prompt == "A candle, flickering steadily. Static camera."
+
+
+def test_what_comes_behind_an_exclusion_in_chinese_stays():
+    made = rewrite("没有行人的街道，镜头推进")
+    assert made.prompt == "街道，镜头推进"
+    assert made.negative.text.endswith("行人")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("the camera tracks him through a forest", "The camera smoothly tracks him through a forest"),
+        ("a vase. camera orbits it", "The camera slowly orbits it."),
+        ("a vase. camera orbits", "The camera orbits slowly."),
+    ],
+)
+def test_the_speed_does_not_part_a_verb_from_its_object(typed, said):
+    assert said in rewrite(typed).prompt
+
+
 def test_at_guidance_1_it_stays_in_the_prompt():
     assert "no people" in rewrite("a beach with no people", Context(guidance=1.0)).prompt
 

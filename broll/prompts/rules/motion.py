@@ -47,8 +47,8 @@ def no_speed(slots: Slots, _context: Context) -> Iterator[Finding]:
     if NUMERIC.search(slots.text):
         return
     message = f'{quote(move.text)} has no speed: write "slow", "steady" or "fast"'
-    edit = film.slowed(move)
-    fix = Fix(f"Write {quote(edit.text)}", (edit,)) if edit else None
+    edit = film.slowed(move, follows=slots.text[move.span.end :])
+    fix = Fix(f"Write {quote(edit.text.strip())}", (edit,)) if edit else None
     yield Finding("MOT-2", "hint", move.span, message, fix)
 
 
