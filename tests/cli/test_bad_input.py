@@ -114,8 +114,8 @@ def test_settings_that_cannot_be_used_are_refused_in_one_line(broll, tmp_path, m
 
 def test_a_size_that_is_named_instead_is_one_that_can_be_made(broll, place):
     said = broll(*GOOD, "--size", "70x50").err.splitlines()[-1]
-    assert said.endswith("such as 64x48")
-    assert broll(*GOOD, "--size", "64x48", "--out", "x.mp4").status == 0
+    assert said.endswith("such as 64x32")
+    assert broll(*GOOD, "--size", "64x32", "--out", "x.mp4").status == 0
 
 
 def test_a_file_that_is_there_is_overwritten_only_by_force(broll, place):
