@@ -145,7 +145,7 @@ class Planner:
         step, most = config.size_multiple, config.defaults.max_area
         fits = (
             width * height <= 2 * most
-        )  # as pipeline.resolve has it; what is larger comes down to what it knows best
+        )  # as pipeline.resolve has it; larger ones come down to what it knows
         shrink = 1.0 if fits else (most / (width * height)) ** 0.5
         made = [max(step, round(side * shrink / step) * step) for side in (width, height)]
         while made[0] * made[1] > 2 * most and max(made) > step:
@@ -187,7 +187,7 @@ class Planner:
 
         cost, own = self._cost(spec, config), self._settings
         merged = own.merge_loras and spec.loras and own.offload != "on"
-        rounded = self._precision(config, self._where()).int8
+        rounded = own.int8 and self._precision(config, self._where()).int8
         if own.offload != "off" and not merged and not rounded:
             cost = min(cost, cost.changed(blocks_streamed), key=lambda one: one.memory_bytes)
         with self._one:

@@ -25,7 +25,8 @@ def check(spec: VideoSpec, config: ModelConfig, settings: Settings) -> list[str]
     """Refuse what the settings ask for and this machine cannot do; else what there is to say of them."""
     wiring.check_attention(settings.attention, config)
     wiring.prepare_compiler(settings)
-    return [told for told in (group.check(settings, spec, config),) if told]
+    told = group.check(settings, spec, config)
+    return [told] if told else []
 
 
 def load(

@@ -95,20 +95,16 @@ def unmet(parts: "Parts", settings: Settings) -> list[str]:
     from broll.engine import fp8
 
     asked, done = settings.loading(), {name for name, _ in parts.digests}
-    told = []
-    if asked.int8 and "int8" not in done:
-        can = rounds(asked, parts.device)
-        why = (
-            "its matrices are quantized already"
-            if can
-            else "this device, or this torch, has no such products"
-        )
-        told.append(f"int8 changes nothing of {parts.config.name}: {why}")
-    if asked.native_fp8 and "native_fp8" not in done:
-        can = fp8.available(parts.device)
-        why = "it has no matrices in e4m3" if can else "this device, or this torch, has no such products"
-        told.append(f"native_fp8 changes nothing of {parts.config.name}: {why}")
-    return told
+    lacks = {
+        "int8": (rounds(asked, parts.device), "its matrices are quantized already, or would lose too much"),
+        "native_fp8": (fp8.available(parts.device), "it has no matrices in e4m3"),
+    }
+    return [
+        f"{name} changes nothing of {parts.config.name}: "
+        + (why if can else "this device, or this torch, has no such products")
+        for name, (can, why) in lacks.items()
+        if getattr(asked, name) and name not in done
+    ]
 
 
 def fast_bf16() -> bool:

@@ -137,10 +137,6 @@ def _round(draft: _Draft, context: Context, without: frozenset[str]) -> _Draft:
     return replace(draft, text=text, additions=draft.additions + additions, moved=draft.moved + changes)
 
 
-def _stems(text: str) -> set[str]:
-    return {words.stem(token.text) for token in words.tokens(text)}
-
-
 def _lifted(draft: _Draft) -> _Draft:
     quoted = titles.find(draft.text)
     if not quoted:
@@ -158,9 +154,13 @@ def _additions(
 ) -> tuple[Addition, ...]:
     """As many as the model's length allows, the most needed first."""
     taken: list[Addition] = []
-    count, unwanted = words.count(parsed.text), _stems(" ".join(one.text for one in dropped)) - {"camera"}
+    count = words.count(parsed.text)
+    unwanted = {words.stem(token.text) for one in dropped for token in words.tokens(one.text)} - {"camera"}
     for given in suggestions.lacking(parsed, context):
-        denied = given.slot == "camera" and unwanted & _stems(given.text)  # "no zoom"
+        move = (
+            given.text.split()[1:2] if given.slot == "camera" else []
+        )  # "zooms" of "camera zooms in slowly"
+        denied = any(words.stem(word) in unwanted for word in move)  # by "no zoom"
         found = Addition("camera:static", "camera", STILL, "no move was wanted") if denied else given
         size = words.count(found.text) + 1
         if found.id not in without and count + size <= context.words[1]:
