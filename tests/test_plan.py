@@ -276,9 +276,7 @@ def test_what_the_weights_form_makes_idle_is_said(place):
     (line,) = wiring.unmet(parts, settings)
     assert line.startswith("native_fp8 changes nothing of tiny: ")
     quantized = replace(parts, digests=())  # as of a file whose matrices are all quantized
-    assert "int8 changes nothing of tiny: its matrices are quantized already" in wiring.unmet(
-        quantized, settings
-    )
+    assert "its matrices are quantized already" in wiring.unmet(quantized, settings)[0]
     assert wiring.unmet(quantized, Settings()) == []
 
 
