@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from broll.cli.output import one_line
-from broll.errors import BadPrompt
+from broll.errors import BadOption, BadPrompt
 
 if TYPE_CHECKING:
     from broll.prompts.findings import Context
@@ -96,7 +97,10 @@ def explain(
     from broll.prompts import coach, slots
     from broll.prompts.rules import RULES
 
-    if prompt.strip().upper() in {rule.id for rule in RULES}:
+    known = [rule.id for rule in RULES]
+    if re.fullmatch(r"[A-Za-z]+-[0-9]+", prompt.strip()) and prompt.strip().upper() not in known:
+        raise BadOption(f"there is no rule {prompt.strip()[:40]}; there are: {', '.join(known)}")
+    if prompt.strip().upper() in known:
         rule = coach.explain(prompt)
         rows = {"rule": rule.id, "finds": rule.finds, "why": rule.why}
         rows |= {"bad": rule.bad.prompt, "good": rule.good.prompt}
