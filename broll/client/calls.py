@@ -89,8 +89,12 @@ def video(
             given[f"{name}_url"] = picture
         elif isinstance(picture, str) and picture.startswith(("upl_", "data:")):
             given[name] = picture
-        elif picture is not None:
+        elif isinstance(picture, str | Path | bytes):
             files[name] = file(picture)
+        elif picture is not None:
+            raise BadImage(
+                f"{name} is {type(picture).__name__}; it is a file, its bytes, an upload's id or a URL"
+            )
     if not files:
         return Call("POST", path, parse, headers={**headers, **JSON}, body=as_json(given))
     form = {name: v if isinstance(v, str) else as_json(v).decode() for name, v in given.items()}

@@ -33,8 +33,8 @@ class Connection:
     def of(
         cls, base_url: str | None, api_key: str | None, timeout_s: float, retries: Retries | None
     ) -> "Connection":
-        """As given, else as the environment says, else on this machine."""
-        url = (base_url or os.environ.get("BROLL_SERVER") or SERVER).strip().rstrip("/")
+        """As given, else as the environment says, else on this machine; a /v1 at its end is left out."""
+        url = (base_url or os.environ.get("BROLL_SERVER") or SERVER).strip().rstrip("/").removesuffix("/v1")
         key = (api_key or os.environ.get("BROLL_KEY") or "").strip()
         try:
             parsed = httpx.URL(url)

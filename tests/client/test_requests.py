@@ -75,6 +75,11 @@ def test_what_is_here_is_sent_without_its_name(tmp_path):
         assert call.form == {"prompt": "a lake", "seed": "7"} and call.body is None
 
 
+def test_a_picture_of_no_such_kind_is_refused_before_anything_is_sent():
+    with pytest.raises(BadImage, match="image is int"):
+        calls.submit("a lake", image=5)
+
+
 @pytest.mark.parametrize("image", ["no/such.png", Path("/"), "a\0b"])
 def test_a_picture_that_cannot_be_read_is_a_bad_image(image):
     with pytest.raises(BadImage, match="cannot be read"):
@@ -215,7 +220,8 @@ def test_the_environment_names_the_server_and_the_key(monkeypatch):
     monkeypatch.setenv("BROLL_KEY", "broll_k\n")
     found = Connection.of(None, None, 1, None)
     assert (found.base_url, found.api_key) == ("https://broll.example", "broll_k")
-    assert Connection.of("http://other", "x", 1, None).base_url == "http://other"
+    for same in ("http://other", "http://other/v1", "http://other/v1/"):
+        assert Connection.of(same, "x", 1, None).base_url == "http://other"
 
 
 @pytest.mark.parametrize("url", ["localhost:8188", "foo", "ftp://a", "http://", "file:///etc"])
