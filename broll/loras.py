@@ -103,7 +103,8 @@ def find(settings: Settings, name: str, *, paths: bool = False) -> Path:
     if paths and path.exists():
         return path
     known = ", ".join(here) or f"none; they belong into {settings.models / FOLDER}"
-    raise ModelMissing(f"there is no LoRA {name[:200]!r}; there are: {known}")
+    hint = " (behind its name comes a number, the weight: film:0.8)" if ":" in name else ""
+    raise ModelMissing(f"there is no LoRA {name[:200]!r}{hint}; there are: {known}")
 
 
 def digest(path: Path) -> str:

@@ -63,6 +63,7 @@ CASES = {
     "inspect nothing": (("inspect", "none.mp4"), "bad_option", 2, "none.mp4"),
     "ending and format": ((*GOOD, "--out", "x.gif", "--format", "mp4"), "bad_option", 2, "leave one of them out"),
     "no prompt to check": (("prompt", "check"), "bad_option", 2, "Missing argument"),
+    "no weight of a LoRA": ((*GOOD, "--lora", "film:much"), "model_missing", 3, "the weight: film:0.8"),
     "no such rule": (("prompt", "explain", "NOPE-1"), "bad_option", 2, "CAM-1"),
     "half a seed": ((*GOOD, "--seed", "1.5"), "bad_option", 2, "--seed"),
     "a key that has ended": (("keys", "create", "x", "--expires-days", "-1"), "bad_option", 2, "--expires-days"),
