@@ -42,4 +42,7 @@ def inspect(
         if value:
             print(f"{name:<16} {one_line(value)}")
     for name, digest in record.weights.items():
-        print(f"{'weights':<16} {one_line(name)} {one_line(digest[:17])}")
+        short = (
+            digest[:17] if len(digest) >= 64 else digest
+        )  # a file's SHA-256, or what was done to the weights
+        print(f"{'weights':<16} {one_line(name)} {one_line(short)}")

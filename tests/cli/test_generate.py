@@ -1,6 +1,7 @@
 """A prompt becomes a file; the file says how; and the same again is the same."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -127,6 +128,11 @@ def test_two_pictures_are_the_first_and_the_last(broll, picture):
 
 def test_a_model_may_be_a_folder(broll, tiny_models):
     assert broll("generate", "a lake", "--model", tiny_models / "tiny").status == 0
+
+
+def test_what_was_done_to_the_weights_is_shown_whole(broll):
+    made = broll("generate", "a lake", *MODEL, "--int8", "--json").json
+    assert re.search(r"int8 \d+ matrices to (127|63)\n", broll("inspect", made["file"]).out)
 
 
 def test_the_second_forecast_is_from_what_was_seen(broll, monkeypatch):
