@@ -47,10 +47,10 @@ LEVERS: Mapping[str, Mapping[str, Any]] = {  # fields of the spec; the exact cli
     "int8": {},
     "decoded in bfloat16": {},
 }
-LOADED = {
+LOADED = {  # fields of the settings
     "int8": {"int8": True},
     "decoded in bfloat16": {"vae_precision": "bfloat16"},
-}  # fields of the settings
+}
 KEYS = ("camera", "light", "scene")
 Pictures = NDArray[np.uint8]  # f h w 3
 Row = dict[str, Any]

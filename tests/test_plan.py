@@ -200,11 +200,15 @@ def test_a_damaged_file_of_timings_is_as_good_as_none(place, text):
     assert pace.seen(settings, "tiny") is None
 
 
-def test_what_was_seen_is_what_is_planned(place):
-    settings = Settings()
+def tiny(settings):
     model = catalog.find(settings, "tiny")
     config = wiring.describe(model)
-    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    return model, config, plan.whole(parse(model="tiny", prompt="a lake"), config)
+
+
+def test_what_was_seen_is_what_is_planned(place):
+    settings = Settings()
+    model, config, spec = tiny(settings)
     before = plan.make(spec, config, plan.here(spec, config, settings, model))
     assert before.target.source == "measured"
     pace.remember(settings, "tiny", before.estimate, 12.0, 3.0)
@@ -216,9 +220,7 @@ def test_what_was_seen_is_what_is_planned(place):
 @pytest.mark.parametrize("other", [{"int8": True}, {"attention": "blocked"}, {"vae_precision": "bfloat16"}])
 def test_what_was_seen_with_other_settings_is_not_planned(place, other):
     settings = Settings()
-    model = catalog.find(settings, "tiny")
-    config = wiring.describe(model)
-    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    model, config, spec = tiny(settings)
     cost = plan.make(spec, config, plan.here(spec, config, settings, model)).estimate
     pace.remember(Settings(**other), "tiny", cost, 12.0, 3.0)
     assert pace.seen(settings, "tiny") is None
@@ -227,9 +229,7 @@ def test_what_was_seen_with_other_settings_is_not_planned(place, other):
 
 def test_what_a_run_too_short_to_tell_showed_is_not_planned(place):
     settings = Settings()
-    model = catalog.find(settings, "tiny")
-    config = wiring.describe(model)
-    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    model, config, spec = tiny(settings)
     cost = plan.local(spec, config, settings, model).estimate
     pace.remember(settings, "tiny", cost, pace.LONG / 2, 0.1)
     assert pace.seen(settings, "tiny") is None
@@ -237,9 +237,7 @@ def test_what_a_run_too_short_to_tell_showed_is_not_planned(place):
 
 def test_a_plan_that_streams_goes_by_runs_that_streamed(place):
     settings = Settings()
-    model = catalog.find(settings, "tiny")
-    config = wiring.describe(model)
-    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
+    model, config, spec = tiny(settings)
     cost = plan.local(spec, config, settings, model).estimate
     pace.remember(settings, "tiny", cost, 12.0, 3.0)
     pace.remember(settings, "tiny", cost, 24.0, 3.0, streamed=True)
@@ -253,10 +251,8 @@ def test_int8_is_not_counted_where_it_cannot_be_and_that_is_said(place, monkeypa
     from broll.engine import int8
 
     settings = Settings(int8=True)
-    config = wiring.describe(catalog.find(settings, "tiny"))
+    model, config, spec = tiny(settings)
     cpu = torch.device("cpu")
-    model = catalog.find(settings, "tiny")
-    spec = plan.whole(parse(model="tiny", prompt="a lake"), config)
     nothing = "int8 changes nothing of tiny: this device, or this torch, has no such products"
     for reach, said in ((127, []), (0, [nothing])):
         monkeypatch.setattr(int8, "reach", lambda _, reach=reach: reach)

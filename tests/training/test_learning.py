@@ -15,7 +15,7 @@ from broll.engine.conditioning import Text
 from broll.engine.schedule import schedule
 from broll.engine.transformer import Transformer
 from training import run, sampling, student, transformer
-from training.muon import orthogonal
+from training.muon import Muon, orthogonal
 
 
 @pytest.fixture
@@ -125,6 +125,24 @@ def test_muon_makes_singular_values_near_one() -> None:
         values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
         assert values.min() > 0.5
         assert values.max() < 1.4
+
+
+def test_muon_takes_all_of_a_shape_at_once_as_it_would_each_alone() -> None:
+    shapes, lr, decay = ((8, 4), (8, 4), (4, 8, 3)), 0.02, 0.95
+    start = [torch.randn(shape) for shape in shapes]
+    together = [torch.nn.Parameter(p.clone()) for p in start]
+    alone, momenta = [p.clone() for p in start], [torch.zeros(shape) for shape in shapes]
+    optimizer = Muon(list(together), lr, decay)
+    for _ in range(3):
+        for p, one, momentum in zip(together, alone, momenta, strict=True):
+            p.grad = torch.randn(p.shape)
+            momentum.mul_(decay).add_(p.grad)
+            update = orthogonal((p.grad + decay * momentum).flatten(1)[None])[0]
+            wide = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+            one.sub_(update.view_as(one), alpha=lr * wide)
+        optimizer.step()
+    for p, one in zip(together, alone, strict=True):
+        torch.testing.assert_close(p.detach(), one, rtol=2e-2, atol=2e-3)  # bf16 where it is fast
 
 
 def test_a_batch_says_the_same_of_a_clip_as_the_clip_alone(model: Transformer) -> None:
