@@ -9,6 +9,7 @@ spent; every row is printed and in the file the moment it is known, with the sec
     14b, 1.3b  one forward: exact, fused, sparse, fp8, streamed; its share of peak and its time over the roof
     stages     the text encoder, the autoencoder both ways
     clip       tokens to frames with four steps: what the stages come to, and in one go
+    ways       the 14B with steps cached, in products of 8-bit integers, and streamed at 720p
     more, vae  the other ways of both: with guidance, FlexAttention at 480p, not fused; in fp32
     batch      nano: several clips in one forward against one after the other
     diffusers  the same forward by diffusers, where it is installed
@@ -36,6 +37,7 @@ PARTS = {
     "1.3b": ("forwards", "small"),
     "stages": ("stages", "run"),
     "clip": ("clip", "run"),
+    "ways": ("ways", "run"),
     "more": ("forwards", "more"),
     "vae": ("stages", "more"),
     "batch": ("batch", "run"),

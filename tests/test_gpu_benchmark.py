@@ -34,6 +34,7 @@ def test_every_part_runs_where_only_torch_and_transformers_are_installed_and_sma
         "1.3b",
         "stages",
         "clip",
+        "ways",
         "more",
         "vae",
         "batch",

@@ -7,7 +7,19 @@ from torch import Tensor
 
 from benchmarks.on_gpu import far, models
 from benchmarks.on_gpu.bench import Bench, Figures, relative
-from benchmarks.on_gpu.steps import LOW, NAME, SOME, Way, chosen, compiler, made, measure, named, seconds, use
+from benchmarks.on_gpu.steps import (
+    NAME,
+    SOME,
+    Way,
+    chosen,
+    compiler,
+    made,
+    measure,
+    named,
+    seconds,
+    streamed,
+    use,
+)  # fmt: skip
 from broll.engine import attention, fused, kernels
 from broll.engine.shapes import Tokens
 from broll.engine.transformer import Context, Stack, Transformer
@@ -32,7 +44,7 @@ def fourteen(bench: Bench) -> None:
     far.by_flex(bench, model, "720p")
     del model
     bench.forget()
-    offloaded(bench)
+    streamed(bench, "480p")
 
 
 def listed(bench: Bench, model: Transformer) -> None:
@@ -149,14 +161,3 @@ def eight_bits(bench: Bench, model: Transformer, sizes: tuple[str, ...], *, fast
         row, cost = f"t2v-14b {size} fp8" + ", fused" * fast, seconds(bench, NAME, size, SOME)
         bench.attempt(row, cost + 3 * fast, partial(measure, bench, model, size, way, SOME))
     return True
-
-
-def offloaded(bench: Bench) -> None:
-    def streamed() -> Figures:
-        config = bench.transformer(NAME)
-        source = None if bench.device.type == "cuda" else models.transformer(bench, config, LOW)
-        model = models.streamed(bench, config, LOW, source)
-        use(model, chosen(bench, "480p"))
-        return measure(bench, model, "480p", Way())
-
-    bench.attempt("t2v-14b 480p exact, blocks streamed", seconds(bench, NAME, "480p") + 4, streamed)

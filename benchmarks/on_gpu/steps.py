@@ -158,3 +158,16 @@ def made(bench: Bench, name: str) -> Transformer:
     size = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
     bench.add(f"{name} made", {"weights_gb": size, "seconds": between([begin, bench.mark()])[0]})
     return model
+
+
+def streamed(bench: Bench, size: str) -> None:
+    """The row of the 14B whose blocks come from pinned memory."""
+
+    def run() -> Figures:
+        config = bench.transformer(NAME)
+        source = None if bench.device.type == "cuda" else models.transformer(bench, config, LOW)
+        model = models.streamed(bench, config, LOW, source)
+        use(model, chosen(bench, size))
+        return measure(bench, model, size, Way())
+
+    bench.attempt(f"t2v-14b {size} exact, blocks streamed", seconds(bench, NAME, size) + 4, run)
