@@ -27,8 +27,9 @@ def run(bench: Bench) -> None:
         bench.attempt(f"t2v-14b {size}, step cached", seconds(bench, NAME, size, 2), skipped)
     told = bench.attempt("t2v-14b to int8, beside exact, one block", 5, partial(integers, bench, model))
     for size in ("480p", "720p") if told else ():
-        row, cost = f"t2v-14b {size} int8", 2 * seconds(bench, NAME, size, SOME)
-        bench.attempt(row, cost, partial(measure, bench, model, size, Way(), SOME))
+        for kind, way in (("", Way()), (", fused", Way(fused=True))):
+            row, cost = f"t2v-14b {size} int8{kind}", 2 * seconds(bench, NAME, size, SOME)
+            bench.attempt(row, cost, partial(measure, bench, model, size, way, SOME))
     del model
     bench.forget()
     streamed(bench, "720p")

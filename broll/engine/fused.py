@@ -6,6 +6,7 @@
     after_cross    x += y;         norm2, modulation, cast    the same
     after_ffn      x += gate * y                              read fp32 and bf16, write fp32
     rounded        fp8: a row's largest number, and the row divided by it (fp8.py), once for q, k and v
+    rounded        int8 on a GPU: the same in integers (int8.py); scaled: sums of 32 bits, scales, bias, cast
 
 The slow twin is Block.forward, where each of these is two to five passes over tokens x width in fp32: some 74 GB a
 block of the 14B at 720p, against 24 here, when a tensor is counted at each reading and writing. The numbers are the
@@ -30,6 +31,7 @@ from broll.engine.attention import merge_heads, split_heads
 from broll.engine.compiled import Compiler, Dropped
 from broll.engine.config import ModelConfig
 from broll.engine.fp8 import Fp8Linear
+from broll.engine.int8 import Int8Linear
 from broll.engine.rope import Rotary
 from broll.engine.shapes import Heads, TextTokens, Tokens
 from broll.engine.transformer import Block, Context, CrossAttention, SelfAttention, Transformer
@@ -170,12 +172,17 @@ class Passes:
         return self._compiler.run(FEATURE, "gelu", inside, lambda: gelu(linear(low)))
 
     def _products(self, x: Tensor, *linears: nn.Module) -> list[Tensor]:
-        """Of one input; in fp8 it is rounded once for all of them."""
+        """Of one input; in fp8, and in int8 on a GPU, it is rounded once for all of them."""
         fast = [linear for linear in linears if isinstance(linear, Fp8Linear)]
-        if len(fast) < len(linears):
-            return [linear(x) for linear in linears]
-        q, size = self._pass(fp8.rounded, x.flatten(0, -2))
-        return [linear.of_rounded(q, size, x) for linear in fast]
+        if len(fast) == len(linears):
+            q, size = self._pass(fp8.rounded, x.flatten(0, -2))
+            return [linear.of_rounded(q, size, x) for linear in fast]
+        whole = [linear for linear in linears if isinstance(linear, Int8Linear) and not linear.packed]
+        if len(whole) == len(linears):
+            p, size = self._pass(int8.rounded, x.flatten(0, -2), int8.LARGEST)
+            sums = [(linear.sums(p), linear.scale, size, linear.bias, x.dtype) for linear in whole]
+            return [self._pass(int8.scaled, *one).unflatten(0, x.shape[:-1]) for one in sums]
+        return [linear(x) for linear in linears]
 
     def _turns(self, rotary: Rotary) -> tuple[Tensor, Tensor]:
         if self._tables is None or self._tables[0] is not rotary:

@@ -41,7 +41,8 @@ class Int8Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight.shape
         integers, scale = rounded(weight, reach)
-        self.weight = laid_out(integers) if weight.device.type == "cpu" else integers
+        self.packed = weight.device.type == "cpu"
+        self.weight = laid_out(integers) if self.packed else integers
         self.register_buffer("scale", scale.squeeze(1))
         self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int64, device=weight.device))
         self.bias = bias
@@ -51,18 +52,20 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
+        if not self.packed:
+            p, size = rounded(rows, LARGEST)
+            return scaled(self.sums(p), self.scale, size, self.bias, x.dtype).unflatten(0, x.shape[:-1])
         y = rows.new_empty(len(rows), self.out_features)
-        at_once = CPU_ROWS if x.device.type == "cpu" else len(rows)
-        for part, out in zip(rows.split(at_once), y.split(at_once), strict=True):
+        for part, out in zip(rows.split(CPU_ROWS), y.split(CPU_ROWS), strict=True):
             out.copy_(self.product(part))
         return y.unflatten(0, x.shape[:-1])
 
     def product(self, x: Tensor) -> Tensor:
-        """[n, columns] to [n, rows] in fp32."""
+        """[n, columns] to [n, rows] in fp32, on a CPU."""
         return self.of_rounded(*rounded(x, LARGEST))
 
     def of_rounded(self, p: Tensor, size: Tensor) -> Tensor:
-        y = self.on_cpu(p) if p.device.type == "cpu" else self.on_gpu(p)
+        y = self.on_cpu(p)
         return y.mul_(size) if self.bias is None else torch.addcmul(self.bias.float(), y, size, out=y)
 
     def on_cpu(self, p: Tensor) -> Tensor:
@@ -71,11 +74,11 @@ class Int8Linear(nn.Module):
             unsigned, 1.0, -BELOW, self.weight, self.scale, self.zeros, None, 1.0, 0, torch.float32, "none", [], ""
         )  # fmt: skip
 
-    def on_gpu(self, p: Tensor) -> Tensor:
+    def sums(self, p: Tensor) -> Tensor:
+        """On a GPU: [n, columns] integers to [n, rows] of 32 bits."""
         missing = max(0, FEWEST - len(p))
         full = torch.nn.functional.pad(p, (0, 0, 0, missing)) if missing else p
-        sums = torch._int_mm(full, self.weight.t())  # noqa: SLF001  the only product of integers there is
-        return sums[: len(p)].float().mul_(self.scale)
+        return torch._int_mm(full, self.weight.t())[: len(p)]  # noqa: SLF001  the only product of integers there is
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}"
@@ -121,6 +124,11 @@ def rounded_(x: Tensor, reach: int) -> tuple[Tensor, Tensor]:
     most = torch.maximum(x.amax(1, keepdim=True), x.amin(1, keepdim=True).neg_())
     size = most.clamp_(min=1e-12).div_(reach)
     return x.div_(size).round_().to(torch.int8), size
+
+
+def scaled(sums: Tensor, scale: Tensor, size: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    y = sums.float() * scale * size
+    return (y if bias is None else y + bias).to(dtype)
 
 
 def product(p: Tensor, size: Tensor, q: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:

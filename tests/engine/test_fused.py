@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,40 @@ def test_in_fp8_an_input_is_rounded_once_for_all_that_share_it(tmp_path, monkeyp
     blocks, forwards = len(model.blocks), 4
     of_prompts, compared = 2 * 2 * blocks, 1
     assert len(asked) == 6 * blocks * forwards + of_prompts + compared
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_integers_of_a_gpu_are_rounded_once_for_all_that_share_them_and_scaled_in_one_pass(
+    backend, monkeypatch
+):
+    from torch import nn
+
+    from broll.engine import int8
+
+    cpu, model = torch.device("cpu"), model_of("t2v")
+    if int8.reach(cpu) == 0:
+        pytest.skip("this CPU has no products of integers")
+    exact = velocities(model)
+    monkeypatch.setattr(int8, "laid_out", lambda integers: integers)
+    assert int8.use(model, cpu)
+    for layer in model.modules():
+        if isinstance(layer, int8.Int8Linear):
+            layer.packed = False  # on a GPU they are not, and torch multiplies such ones on a CPU too
+    for block in model.blocks:
+        block.ffn = nn.Sequential(*block.ffn)
+    wanted, asked = velocities(model), []
+    assert 0 < relative(wanted, exact) < 0.1
+    if backend is None:
+        for name in ("rounded", "scaled"):
+            whole = getattr(int8, name)
+            told = wraps(whole)(lambda *x, name=name, whole=whole: asked.append(name) or whole(*x))
+            monkeypatch.setattr(int8, name, told)
+    assert relative(fast(model, Compiler(compiled.ON, backend)), wanted) < 1e-3
+    if backend is None:
+        blocks, forwards = len(model.blocks), 4
+        of_prompts, compared = 2 * 2 * blocks, 1  # keys and values of text, once a prompt
+        assert asked.count("rounded") == 6 * blocks * forwards + of_prompts + compared
+        assert asked.count("scaled") == 8 * blocks * forwards + of_prompts + compared
 
 
 def test_skipped_steps_and_sparse_attention_go_with_it(tiny_models):
