@@ -59,6 +59,7 @@ def show_job(job_id: Id, server: Server = None, key: Key = None, as_json: Json =
         print(json.dumps(job.data))
         return
     rows = {name: value for name, value in job.data.items() if name not in LONG}
+    rows["status"] = state(job)
     rows |= {f"spec {name}": value for name, value in job.spec.items() if name not in rows}
     for name, value in rows.items():
         if value not in (None, "", False, [], {}):

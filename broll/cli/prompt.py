@@ -65,6 +65,7 @@ def rewrite(
     """Put the prompt in order, and add what it lacks: the new prompt on stdout, every change on stderr."""
     from broll import coaching
     from broll.cli.output import say
+    from broll.prompts import coach
     from broll.prompts.report import rewritten
     from broll.settings import Settings
 
@@ -72,6 +73,10 @@ def rewrite(
     known = context(text, model, seconds, size, guidance, preset, style)
     made, note = coaching.better(text, known, coaching.endpoint(Settings()), without=tuple(without or ()))
     report = rewritten(made).model_copy(update={"note": note})
+    if without:
+        ids = [addition.id for addition in coach.rewrite(text, known).additions]
+        for name in sorted({*without} - {*ids}):
+            say(one_line(f"nothing is added as {name} here; additions are: {', '.join(ids) or 'none'}"))
     if as_json:
         print(json.dumps(report.model_dump(exclude_none=True, mode="json") | {"diff": made.diff()}))
         return

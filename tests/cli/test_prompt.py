@@ -36,6 +36,10 @@ def test_rewrite_gives_the_prompt_alone_on_stdout_and_every_change_on_stderr(bro
     name = added[0].split("[")[1].split("]")[0]
     without = broll("prompt", "rewrite", WEAK, "--preset", "ambient-loop", "--without", name)
     assert f"[{name}]" not in without.err
+    assert "nothing is added as" not in without.err
+    told = broll("prompt", "rewrite", WEAK, "--without", "light:blue").err
+    assert "nothing is added as light:blue here; additions are: " in told
+    assert name in told
     again = broll("prompt", "rewrite", ran.out.strip(), "--preset", "ambient-loop")
     assert again.out == ran.out
 
