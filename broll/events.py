@@ -34,6 +34,7 @@ class Loaded:
 
     model: str
     seconds: float
+    shared: bool = False  # others of its kind may be made with it
 
 
 @dataclass(frozen=True, slots=True)

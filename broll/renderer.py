@@ -1,4 +1,4 @@
-"""A warm model on one device: Work in, events out. `python -m broll.renderer` is the local executor's child.
+"""A warm model on one device: Work in, events out. child.py runs it for the local executor.
 
     Loaded, Stage encode, Stage denoise, (Progress, Preview, Snapshot)*, Stage decode, Progress*, Stage finish, Clip
 
@@ -11,13 +11,12 @@ Where steps are skipped (engine/step_cache.py), that is the next one that can be
 import contextlib
 import io
 import os
-import queue
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +32,10 @@ from broll.events import (
     Progress,
     Snapshot,
     Stage,
-    Stop,
     Stopped,
     Work,
-    pack,
-    unpack,
 )
+from broll.floor import Floor, Kind
 from broll.settings import Settings
 from broll.spec import Artifact, VideoSpec
 
@@ -70,6 +67,11 @@ class Flag:
         if self.now:
             raise Interrupted
 
+    def check_either(self) -> None:
+        """Where nothing has begun that could be kept."""
+        if self.now or self.soon:
+            raise Interrupted
+
 
 @dataclass(frozen=True)
 class Warm:
@@ -88,6 +90,8 @@ class Renderer:
     _warm: Warm | None = None
     leave_s: float = 0.0  # that the last event may still need to get out of this process
     _lead: group.Lead = field(default_factory=group.Lead)  # of the processes that help
+    _floor: Floor = field(default_factory=Floor)
+    _preparing: threading.Lock = field(default_factory=threading.Lock)
     decode_s_by_shape: dict[tuple[Any, ...], float] = field(default_factory=dict)  # by model and shape
 
     def run(self, work: Work, flag: Flag) -> Iterator[Event]:
@@ -106,13 +110,38 @@ class Renderer:
 
     def _run(self, work: Work, flag: Flag) -> Iterator[Event]:
         spec = VideoSpec.model_validate_json(work.spec)
-        begin = time.perf_counter()
-        config, parts = self._ready(work.model, spec)
-        yield Loaded(work.model, time.perf_counter() - begin)
-        flag.check()
-        interruptible(parts, flag)
-        with scratch.folder() as name:
-            yield from Run(self, work, spec, config, parts, flag, Path(name)).events()
+        kind = self._kind(work.model, spec)
+        with self._floor.entered(kind, flag.check_either):
+            begin = time.perf_counter()
+            config, parts = self._ready(work.model, spec) if kind is None else self._together(work, spec)
+            yield Loaded(work.model, time.perf_counter() - begin, shared=kind is not None)
+            flag.check()
+            if kind is None:
+                interruptible(parts, flag)
+            with scratch.folder() as name:
+                yield from Run(self, work, spec, config, parts, flag, Path(name)).events()
+
+    def _kind(self, name: str, spec: VideoSpec) -> Kind:
+        """What others must have in common with it to be made with it."""
+        if self.settings.batch == 1 or self.settings.group > 1 or self.settings.compile == "on":
+            return None
+        from broll.engine import batching
+
+        return batching.kind(spec, wiring.describe(catalog.find(self.settings, name)))
+
+    def _together(self, work: Work, spec: VideoSpec) -> "tuple[ModelConfig, Parts]":
+        """The model as whoever of this kind came first has prepared it. A forward of theirs is short: it is not
+        interrupted, they are asked between two steps.
+        """
+        from broll.engine.batching import Meeting
+
+        with self._preparing:
+            if self._floor.shared is None:
+                config, parts = self._ready(work.model, spec)
+                parts.transformer.stack = parts.transformer.run_blocks
+                self._floor.shared = config, replace(parts, meeting=Meeting(parts.transformer))
+            found: tuple[ModelConfig, Parts] = self._floor.shared
+            return found
 
     def _ready(self, name: str, spec: VideoSpec) -> "tuple[ModelConfig, Parts]":
         """The model, with the clip's LoRAs in it or beside it."""
@@ -355,36 +384,3 @@ def actor() -> tuple[Renderer, type[Flag]]:
     """What a Ray actor runs, and what stops it."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     return Renderer(Settings(), leave_s=1.0), Flag
-
-
-def serve_child() -> None:
-    """Messages on stdin, events on stdout. Whatever a library prints goes to stderr."""
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    waiting: queue.Queue[Work] = queue.Queue()
-    flag = Flag()
-
-    def listen() -> None:
-        for message in unpack(sys.stdin.buffer):
-            if isinstance(message, Stop):
-                flag.soon, flag.now = True, message.now
-            else:
-                flag.soon = flag.now = False  # here, so that a Stop right behind its Work is not lost
-                waiting.put(message)
-        scratch.clear(os.getpid())
-        os._exit(0)  # the dispatcher is gone
-
-    threading.Thread(target=listen, daemon=True).start()
-    renderer = Renderer(Settings())
-    while True:
-        for event in renderer.run(waiting.get(), flag):
-            out.write(pack(event))
-            out.flush()
-
-
-if __name__ == "__main__":
-    try:
-        serve_child()
-    except BrollError as error:
-        sys.exit(str(error))

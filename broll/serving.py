@@ -26,7 +26,7 @@ from broll.jobs.dispatcher import Dispatcher, Pace, Slot
 from broll.jobs.executor import Executor
 from broll.jobs.job import Policy
 from broll.jobs.leases import Device, Leases
-from broll.jobs.local import LocalExecutor
+from broll.jobs.local import Child, LocalExecutor
 from broll.jobs.store import Store
 from broll.jobs.sweep import Sweeper
 from broll.jobs.tables import api_keys
@@ -37,7 +37,7 @@ from broll.server.signing import Signer, derive
 from broll.server.webhooks import WebhookSender
 from broll.settings import Settings
 
-CHILD = [sys.executable, "-m", "broll.renderer"]
+CHILD = [sys.executable, "-m", "broll.child"]
 LOCAL = "local"  # the tenant of a fresh installation; unmetered
 
 
@@ -126,23 +126,28 @@ def first_key(database: Database, settings: Settings) -> str | None:
 def slots(settings: Settings, models: tuple[str, ...]) -> list[Slot]:
     """A device and its executor for each place where a job can run."""
     name = f"{socket.gethostname()}-{os.getpid()}"
+    if settings.batch > 1 and (settings.executor == "ray" or settings.group > 1):
+        raise BadOption(f"batch is {settings.batch}; it is for the executor local, and goes with no group")
     if settings.executor == "ray":
-        made: list[tuple[Executor, int]] = ray_executors(settings)
-    else:
-        made = local_executors(settings)
-    return [
-        Slot(Device(f"{name}-{i}", models, memory_mb), executor)
-        for i, (executor, memory_mb) in enumerate(made)
-    ]
+        return [
+            Slot(Device(f"{name}-{i}", models, memory_mb), executor)
+            for i, (executor, memory_mb) in enumerate(ray_executors(settings))
+        ]
+    found = []
+    for i, (child, memory_mb) in enumerate(children(settings)):
+        for lane in range(settings.batch):
+            device = Device(f"{name}-{i}" + (f".{lane}" if lane else ""), models, memory_mb)
+            found.append(Slot(device, LocalExecutor(child, lane), beside=lane > 0))
+    return found
 
 
-def local_executors(settings: Settings) -> list[tuple[Executor, int]]:
+def children(settings: Settings) -> list[tuple[Child, int]]:
     """A child process per GPU, or per group of them; or on this machine's processor."""
     import torch
 
     gpus = torch.cuda.device_count()
     group.check_devices(settings)
-    found: list[tuple[Executor, int]] = []
+    found: list[tuple[Child, int]] = []
     for i in range(settings.devices or gpus // settings.group or 1):
         env = dict(os.environ) | together(settings) | {"BROLL_THREADS": str(settings.threads)}
         env |= {"BROLL_MODELS": str(settings.models), "BROLL_DATA": str(settings.data)}
@@ -151,13 +156,14 @@ def local_executors(settings: Settings) -> list[tuple[Executor, int]]:
             own = ((i * settings.group + j) % gpus for j in range(settings.group))
             env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, own))
             memory_mb = torch.cuda.get_device_properties(i % gpus).total_memory // 10**6
-        found.append((LocalExecutor(CHILD, env), settings.memory_mb or memory_mb))
+        found.append((Child(CHILD, env, settings.batch), settings.memory_mb or memory_mb))
     return found
 
 
 def together(settings: Settings) -> dict[str, str]:
     """What a renderer must know to make clips with others: it starts them itself."""
-    return {"BROLL_GROUP": str(settings.group), "BROLL_PARALLEL": settings.parallel}
+    group_of = {"BROLL_GROUP": str(settings.group), "BROLL_PARALLEL": settings.parallel}
+    return group_of | {"BROLL_BATCH": str(settings.batch)}
 
 
 def ray_executors(settings: Settings) -> list[tuple[Executor, int]]:

@@ -80,6 +80,12 @@ class Settings(BaseSettings):
         default="auto",
         description="how processes that make one clip together share it: auto, or such as cfg=2,ulysses=4,ring=1",
     )
+    batch: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="so many small jobs of one shape a device makes together, in one forward",
+    )
     group: int = Field(
         default=1,
         ge=1,

@@ -21,7 +21,7 @@ from broll.errors import BadOption
 from broll.events import Clip, Failed, Progress, Stopped, Work
 from broll.jobs import ray_cluster
 from broll.jobs.executor import ExecutorDied
-from broll.jobs.local import LocalExecutor
+from broll.jobs.local import Child, LocalExecutor
 from broll.settings import Settings
 from broll.spec import parse
 from tests.jobs.ray_nodes import AUTH, running
@@ -143,7 +143,7 @@ def test_a_stop_ends_all_keeps_a_snapshot_and_the_clip_goes_on_alone_or_together
 @pytest.fixture
 def executor(tiny_models):
     env = environment(BROLL_MODELS=tiny_models, BROLL_THREADS=1, BROLL_GROUP=2)
-    child = LocalExecutor([sys.executable, "-m", "broll.renderer"], env)
+    child = LocalExecutor(Child([sys.executable, "-m", "broll.child"], env))
     yield child
     child.close()
 
@@ -152,9 +152,8 @@ def executor(tiny_models):
 def test_a_job_is_made_by_a_group_that_stays_warm_after_a_cancel_and_ends_with_its_leader(
     executor, tiny_models
 ):
-    alone = LocalExecutor(
-        [sys.executable, "-m", "broll.renderer"], environment(BROLL_MODELS=tiny_models, BROLL_THREADS=1)
-    )
+    env = environment(BROLL_MODELS=tiny_models, BROLL_THREADS=1)
+    alone = LocalExecutor(Child([sys.executable, "-m", "broll.child"], env))
     try:
         expected = latents(list(alone.run(work(tiny_models)))[-1])
     finally:

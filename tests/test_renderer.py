@@ -222,8 +222,8 @@ def test_a_larger_clip_makes_a_warm_model_stream_and_it_stays_so(deep):
 
 def test_a_devices_child_works_in_the_folders_of_its_service(tiny_models, tmp_path):
     settings = Settings(models=tiny_models, data=tmp_path / "data", threads=1)
-    executor, _ = serving.local_executors(settings)[0]
-    assert (executor._env["BROLL_DATA"], executor._env["BROLL_MODELS"]) == (
+    child, _ = serving.children(settings)[0]
+    assert (child._env["BROLL_DATA"], child._env["BROLL_MODELS"]) == (
         str(settings.data),
         str(settings.models),
     )

@@ -34,6 +34,7 @@ from broll.engine import (
     vace,
     weights,
 )
+from broll.engine.batching import Meeting
 from broll.engine.compiled import Compiler
 from broll.engine.config import ImageConfig, ModelConfig
 from broll.engine.describe import describe
@@ -108,6 +109,7 @@ class Parts:
     levers: tuple[str, ...] = ()
     compiler: Compiler = field(default_factory=Compiler)
     tiny: TinyDecoder | None = None  # for previews
+    meeting: Meeting | None = None  # where its clips are made with others
     team: Team | None = None  # the processes that make a clip together
 
 

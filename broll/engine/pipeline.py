@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from broll.engine import conditioning, fused, guidance, kernels, parallel, shapes, sparse, step_cache, vace
+from broll.engine.batching import Seat
 from broll.engine.conditioning import Conditioning
 from broll.engine.config import ModelConfig
 from broll.engine.guidance import Forward
@@ -26,6 +27,7 @@ from broll.engine.mesh import Mesh
 from broll.engine.sampler import SAMPLERS, Step
 from broll.engine.schedule import schedule
 from broll.engine.shapes import Grid, Latent
+from broll.engine.transformer import Transformer
 from broll.errors import BadOption, BadPrompt, UnsupportedShape, WrongTask
 from broll.spec import VideoSpec
 
@@ -183,10 +185,10 @@ def generate(
         given = condition(spec, parts, pictures or {})
         group = parallel.of(spec, parts.config, parts.team, parts.compiler)
         skips, held = step_cache.of(spec, parts.config, parts.transformer), guidance.held(spec)
-        branches = forwards(parts, given, grid, levels.times)
-        velocity = parallel.guided(group, *branches, spec.guidance, held)
         x = noise(grid, parts.config.transformer.out_dim, spec.seed).to(parts.device)
-        with step_cache.on(parts.transformer, skips), faster(spec, parts, group):
+        with step_cache.on(parts.transformer, skips), faster(spec, parts, group), seated(parts) as model:
+            branches = forwards(parts, given, grid, levels.times, model)
+            velocity = parallel.guided(group, *branches, spec.guidance, held)
             for step in SAMPLERS[spec.sampler](velocity, x, levels, last):
                 news = kernels.news(parts.transformer) + parts.compiler.news()
                 yield from map(Warned, parallel.together(parts.team, parts.transformer, news))
@@ -210,11 +212,26 @@ def faster(spec: VideoSpec, parts: Parts, group: Mesh | None = None) -> Iterator
         yield
 
 
+@contextmanager
+def seated(parts: Parts) -> Iterator[Transformer | Seat]:
+    """The transformer; among others where clips are made together, and then as it is (`batching.kind`)."""
+    if parts.meeting is None:
+        yield parts.transformer
+        return
+    with parts.meeting.seat() as seat:
+        yield seat
+
+
 def forwards(
-    parts: Parts, given: Conditioning, grid: Grid, times: tuple[float, ...]
+    parts: Parts,
+    given: Conditioning,
+    grid: Grid,
+    times: tuple[float, ...],
+    called: Transformer | Seat | None = None,
 ) -> tuple[Forward, Forward | None]:
     """The transformer under the positive and the negative prompt, as functions of x and the step's index."""
     model = parts.transformer
+    called = called or model
 
     def forward(text: conditioning.Text, branch: str) -> Forward:
         context = model.context(grid, text.features, given.image, text_bias=text.bias, branch=branch)
@@ -229,7 +246,7 @@ def forwards(
                 full = conditioning.held(x, given.first)
                 time = time.repeat(1, grid.frames)
                 time[:, : given.first.shape[2]] = 0
-            return model(full, time, context, index)
+            return called(full, time, context, index)
 
         return run
 

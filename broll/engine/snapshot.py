@@ -55,7 +55,12 @@ def conditions(parts: Parts, spec: VideoSpec | None = None) -> Conditions:
         "weights": " ".join(f"{name}:{digest}" for name, digest in parts.digests),
     } | {
         name: value
-        for name, value in (("skipped", skipped), ("compiled", compiled), ("parallel", parted))
+        for name, value in (
+            ("skipped", skipped),
+            ("compiled", compiled),
+            ("parallel", parted),
+            ("batched", "" if parts.meeting is None else "with others, if there were"),
+        )
         if value
     }
 

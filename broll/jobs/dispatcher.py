@@ -35,10 +35,11 @@ LOOK_S = 0.3  # between two looks for cancelled jobs
 
 @dataclass
 class Slot:
-    """A device, and what runs on it."""
+    """A device, and what runs on it. `beside`: a place for jobs that are made with another slot's, on its device."""
 
     device: Device
     executor: Executor
+    beside: bool = False
     lease: Lease | None = None
     reason: str = ""  # why it was told to stop: cancel | lost | drain | preempt | timeout
     heard: float = field(default_factory=time.monotonic)  # when the executor last said anything
@@ -104,7 +105,8 @@ class Dispatcher:
             self.wake.clear()
             lease = None
             with suppress(SQLAlchemyError):  # the database is away: ask again
-                lease = self.leases.claim(slot.device) if slot.executor.ready() else None
+                models = slot.executor.ready(slot.device.models)
+                lease = self.leases.claim(replace(slot.device, models=models)) if models else None
             if lease is None:
                 self.wake.wait(self.pace.poll_s)
                 continue
@@ -161,6 +163,8 @@ class Dispatcher:
                 slot.heard = time.monotonic()
                 if isinstance(event, Loaded):
                     slot.device = replace(slot.device, warm=event.model)
+                    if event.shared:
+                        self.wake.set()  # others may be made with it
                 elif isinstance(event, Failed | Stopped):
                     return event
                 else:
@@ -281,7 +285,7 @@ class Dispatcher:
 
     def _beat(self) -> None:
         leased = {slot.lease.token: slot for slot in self.slots if slot.lease is not None}
-        beats = self.leases.beat(list(leased), [slot.device for slot in self.slots])
+        beats = self.leases.beat(list(leased), [slot.device for slot in self.slots if not slot.beside])
         for token, slot in leased.items():
             beat = beats.get(token)
             if beat is None:

@@ -1,4 +1,4 @@
-"""What runs a job: one device, one job at a time.
+"""What runs a job: one device, one job at a time, or one of several that run there together.
 
 Two of them: `local` (a killable child process on this machine) and `ray` (an actor on a Ray cluster).
 """
@@ -21,8 +21,8 @@ class Executor(Protocol):
     def run(self, work: Work) -> Iterator[Event]:
         """What happens, until one of Clip, Stopped, Failed; ExecutorDied if it cannot say."""
 
-    def ready(self) -> bool:
-        """Whether it has a device now; asks for one if not."""
+    def ready(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of which it can run a job now; none where it has no device, and asks for one."""
 
     def stop(self, *, now: bool) -> None:
         """From another thread: end the running work, between two blocks or at the next step.

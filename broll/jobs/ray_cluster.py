@@ -252,7 +252,10 @@ class RayExecutor:
         if now:
             threading.Thread(target=_enforce, args=(actor, attempt.over), daemon=True).start()
 
-    def ready(self) -> bool:
+    def ready(self, models: tuple[str, ...]) -> tuple[str, ...]:
+        return models if self._ready() else ()
+
+    def _ready(self) -> bool:
         """Whether a device is held. Asks for one if not, and for another if it was lost while nothing ran."""
         with self._changing:
             if self._held and not self._answers():
@@ -299,7 +302,7 @@ class RayExecutor:
         """The actor, once there is a device; None if asked to stop meanwhile."""
         until = time.monotonic() + self._start_s
         while not attempt.asked:
-            if self.ready():
+            if self._ready():
                 with self._changing:
                     actor, first = self._actor, self._first
                 if actor is not None:

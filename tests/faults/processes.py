@@ -74,7 +74,7 @@ class Serve:
         with suppress(psutil.Error):
             for child in psutil.Process(self.pid).children():
                 with suppress(psutil.Error):
-                    if "broll.renderer" in child.cmdline():
+                    if "broll.child" in child.cmdline():
                         found.append(child)
         self.ever.update(found)
         return found

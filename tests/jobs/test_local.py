@@ -13,7 +13,7 @@ from broll import catalog, clips, scratch, wiring
 from broll.engine import pipeline
 from broll.events import Clip, Failed, Loaded, Progress, Snapshot, Stage, Stopped, Work, pack, unpack
 from broll.jobs.executor import ExecutorDied
-from broll.jobs.local import LocalExecutor
+from broll.jobs.local import Child, LocalExecutor
 from broll.settings import Settings
 from broll.spec import parse
 
@@ -26,7 +26,7 @@ def models(tiny_models):
 @pytest.fixture(scope="module")
 def executor(models):
     env = os.environ | {"BROLL_MODELS": str(models), "BROLL_THREADS": "1"}
-    child = LocalExecutor([sys.executable, "-m", "broll.renderer"], env)
+    child = LocalExecutor(Child([sys.executable, "-m", "broll.child"], env))
     yield child
     child.close()
 
@@ -144,10 +144,10 @@ def test_what_cannot_be_made_is_a_failure_with_a_code(executor, models):
 
 def test_when_the_dispatcher_dies_the_child_ends_itself(models):
     env = os.environ | {"BROLL_MODELS": str(models), "BROLL_THREADS": "1"}
-    lonely = LocalExecutor([sys.executable, "-m", "broll.renderer"], env)
+    lonely = LocalExecutor(Child([sys.executable, "-m", "broll.child"], env))
     events = lonely.run(work(models, steps=500))
     assert any(isinstance(event, Progress) for event in events)
-    child = lonely._child
+    child = lonely._started.process
     child.stdin.close()
     assert child.wait(10) == 0
     events.close()
@@ -169,7 +169,7 @@ def test_what_a_child_that_was_killed_leaves_is_cleared_away(tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     env = os.environ | {"TMPDIR": str(tmp_path)}
     (tmp_path / scratch.prefix(os.getpid())).mkdir()  # another process's
-    child = LocalExecutor([sys.executable, "-c", LEAVES, "die"], env)
+    child = LocalExecutor(Child([sys.executable, "-c", LEAVES, "die"], env))
     with pytest.raises(ExecutorDied, match="by SIGKILL"):
         list(child.run(Work("job_1", "tiny", "{}", {}, None, 30.0)))
     assert len(list(tmp_path.glob(f"{scratch.prefix(child.pid)}*/video.mp4"))) == 1

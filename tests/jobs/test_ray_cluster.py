@@ -194,14 +194,14 @@ def test_close_lets_the_device_go(nodes):
     wait_until(lambda: not psutil.pid_exists(pid), 10)
     others = [RayExecutor(FACTORY, gpus=2) for _ in range(2)]
     for executor in others:
-        wait_until(executor.ready, 30)
+        wait_until(lambda executor=executor: executor.ready(("tiny",)), 30)
     for executor in others:
         executor.close()
 
 
 def test_without_a_free_device_nothing_is_ready_and_a_run_says_what_is_missing(nodes):
     executor = RayExecutor(FACTORY, gpus=3, start_s=1.0)
-    assert not executor.ready()
+    assert executor.ready(("tiny",)) == ()
     with pytest.raises(ExecutorDied, match="no node of the cluster had 3 GPUs and 1 CPUs free within 1 s"):
         list(executor.run(work()))
     executor.close()
