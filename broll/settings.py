@@ -80,12 +80,6 @@ class Settings(BaseSettings):
         default="auto",
         description="how processes that make one clip together share it: auto, or such as cfg=2,ulysses=4,ring=1",
     )
-    batch: int = Field(
-        default=1,
-        ge=1,
-        le=64,
-        description="so many small jobs of one shape a device makes together, in one forward",
-    )
     group: int = Field(
         default=1,
         ge=1,
@@ -122,6 +116,12 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(default=None, description="of the Ray cluster, HOST:PORT")
     devices: int = Field(
         default=0, ge=0, le=10_000, description="how many jobs at once; 0: one a GPU, else 1"
+    )
+    batch: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="so many small jobs of one shape a device makes together, in one forward",
     )
     offer: Annotated[list[str], NoDecode] = Field(
         default=[],
