@@ -19,7 +19,7 @@ from benchmarks.on_gpu.steps import (
     seconds,
     streamed,
     use,
-)  # fmt: skip
+)
 from broll.engine import attention, fused, kernels
 from broll.engine.shapes import Tokens
 from broll.engine.transformer import Context, Stack, Transformer

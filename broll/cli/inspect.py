@@ -42,7 +42,6 @@ def inspect(
         if value:
             print(f"{name:<16} {one_line(value)}")
     for name, digest in record.weights.items():
-        short = (
-            digest[:17] if len(digest) >= 64 else digest
-        )  # a file's SHA-256, or what was done to the weights
+        # a file's SHA-256, or what was done to the weights
+        short = digest[:17] if len(digest) >= 64 else digest
         print(f"{'weights':<16} {one_line(name)} {one_line(short)}")

@@ -30,7 +30,7 @@ from broll.spec import VideoSpec
 
 # Operations of a forward up to which a clip leaves a device idle: on an H200 eight clips of nano (1.5e10 each) take 1.3
 # times as long as one, and a clip of the 1.3B at 480p (2.8e14) runs at half of the peak (docs/performance.md). 1e12 are
-# 2 ms of that card; the launches of a forward of 30 blocks alone take ten times as long.
+# 2 ms of that card at the 548 TFLOP/s measured there; launching nano's 9 blocks took it 6.
 SMALL = 1e12
 TEXT = 64  # tokens of a prompt, about
 Model = Callable[[Latent, Tensor, Context, int], Latent]

@@ -162,10 +162,10 @@ class LocalExecutor:
 
     def run(self, work: Work) -> Iterator[Event]:
         self._attempt = Attempt()  # now, so that a stop before the first event counts
-        self._child.begins(self._lane)
         return self._run(self._attempt, work)
 
     def _run(self, attempt: Attempt, work: Work) -> Iterator[Event]:
+        self._child.begins(self._lane)
         try:
             started = self._started = self._child.started()
             self._send(work, attempt.over)

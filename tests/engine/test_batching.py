@@ -33,23 +33,27 @@ def last(spec, parts):
     return [event for event in generate(spec, parts) if isinstance(event, Step)][-1]
 
 
-def together(specs, parts):
-    """Each in a thread of its own; what comes of it, or what was raised."""
-    found = [None] * len(specs)
+def each(count, work):
+    """What work(place) gives or raises, each in a thread of its own."""
+    found = [None] * count
 
     def run(place):
         try:
-            found[place] = last(specs[place], parts)
+            found[place] = work(place)
         except Exception as error:  # noqa: BLE001  it is looked at
             found[place] = error
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(specs))]
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
         assert not thread.is_alive()
     return found
+
+
+def together(specs, parts):
+    return each(len(specs), lambda place: last(specs[place], parts))
 
 
 def patient(model):
@@ -96,27 +100,16 @@ def calls(parts, *prompts, frames=3):
     return out
 
 
-@torch.inference_mode()
 def met(meeting, given):
-    """All called at once; what each gets."""
-    found = [None] * len(given)
+    """All called at once."""
     seated = threading.Barrier(len(given))
 
-    def run(place):
+    def work(place):
         with torch.inference_mode(), meeting.seat() as seat:
             seated.wait(10)
-            try:
-                found[place] = seat(*given[place])
-            except Exception as error:  # noqa: BLE001
-                found[place] = error
+            return seat(*given[place])
 
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(given))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
-    return found
+    return each(len(given), work)
 
 
 def test_all_that_have_called_are_one_forward_at_their_own_times_and_texts(parts):
