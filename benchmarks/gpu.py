@@ -93,6 +93,7 @@ def main() -> None:
         "--seconds", type=float, default=600, help="all of it, from the start of this program"
     )
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rows", default="", metavar="REGEX", help="only those whose names have it in them")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small models and sizes")
@@ -122,8 +123,9 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU here; --tiny --device cpu shows that all of it runs")
     bench = Bench(
-        device, seconds=args.seconds, began=BEGAN, json=args.json, tiny=args.tiny, compiled=args.compile
-    )
+        device, seconds=args.seconds, began=BEGAN, json=args.json, tiny=args.tiny, compiled=args.compile,
+        rows=args.rows,
+    )  # fmt: skip
     bench.part = "start"
     bench.add("imported", {"gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else "none"})
     with torch.inference_mode():

@@ -6,6 +6,7 @@ One measurement is run if its seconds are left; whatever goes wrong becomes its 
 import gc
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,6 +39,7 @@ class Bench:
         json: Path | None,
         tiny: bool,
         compiled: bool,
+        rows: str = "",
     ) -> None:
         self.device, self.tiny, self.compiled = device, tiny, compiled
         self.rates: dict[
@@ -48,6 +50,7 @@ class Bench:
         self.known: dict[str, Figures] = {}  # by the name of the row
         self.part = ""
         self.compiler: Compiler | None = None  # made by the first part that wants it
+        self._wanted = re.compile(rows)  # everything, if nothing is said
         self._until, self._began, self._json = began + seconds, began, json
 
     # --- rows ---------------------------------------------------------------------------------------------
@@ -57,7 +60,9 @@ class Bench:
         return self._until - time.time()
 
     def attempt(self, name: str, seconds: float, measure: Callable[[], Figures]) -> Figures | None:
-        """Its figures; None if it was skipped or failed. `seconds`: what it will take on a large GPU, about."""
+        """Its figures; None if it was not wanted, skipped or failed. `seconds`: what it will take on a large GPU, about."""
+        if not self._wanted.search(name):
+            return None
         if self.left < (0 if self.tiny else seconds):
             self.add(name, {"skipped": f"takes about {seconds:.0f} s; {max(0, self.left):.0f} s are left"})
             return None
