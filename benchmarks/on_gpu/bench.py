@@ -60,7 +60,7 @@ class Bench:
         return self._until - time.time()
 
     def attempt(self, name: str, seconds: float, measure: Callable[[], Figures]) -> Figures | None:
-        """Its figures; None if it was not wanted, skipped or failed. `seconds`: what it will take on a large GPU, about."""
+        """Its figures; None if not wanted, skipped or failed. `seconds`: what it will take on a large GPU, about."""
         if not self._wanted.search(name):
             return None
         if self.left < (0 if self.tiny else seconds):
