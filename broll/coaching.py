@@ -8,13 +8,16 @@ A negative prompt that was given stands, whatever the mode. With a language mode
 preferred where the rules would have added their own.
 """
 
+import functools
 from dataclasses import replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
+from broll import catalog
 from broll.engine.config import ModelConfig
-from broll.errors import BadOption, BadPrompt
+from broll.errors import BadCheckpoint, BadOption, BadPrompt, BrollError
 from broll.prompts import coach, language_model, negative, slots
-from broll.prompts.findings import Context, Task
+from broll.prompts.findings import Context, Read, Task
 from broll.prompts.language_model import Endpoint
 from broll.prompts.report import Report, checked, rewritten
 from broll.prompts.rewriter import Rewrite
@@ -46,7 +49,36 @@ def context(
         guidance=own.guidance if spec.guidance is None else spec.guidance, steps=spec.steps or own.steps,
         base_negative=own.negative_prompt, negative=spec.negative_prompt,
         small=config.transformer.dim < 3000, use=use, style=style, blocklist=tuple(settings.blocklist),
+        read=functools.partial(read, settings, spec.model),
     )  # fmt: skip
+
+
+def read(settings: Settings, model: str, text: str) -> Read:
+    """By the model's own tokenizer; where it is not here, or the library for it is not, nothing is known."""
+    try:
+        from broll.engine.sources import tokenizer_folder  # noqa: PLC0415  prompts are checked without the engine too
+
+        known = tokenizer(tokenizer_folder(catalog.find(settings, model).folder) / "tokenizer.json")
+    except (ImportError, OSError, BrollError):
+        return Read()
+    made = known.encode(text)
+    unknown = known.token_to_id("<unk>")
+    places = [place for place, token in zip(made.offsets, made.ids, strict=True) if token == unknown]
+    letters = (letter for begin, end in places for letter in text[begin:end] if letter.isalpha())
+    return Read(len(made.ids), "".join(dict.fromkeys(letters)))
+
+
+@functools.lru_cache(maxsize=4)
+def tokenizer(file: Path) -> Any:
+    """Whole texts, as long as they are."""
+    from tokenizers import Tokenizer  # noqa: PLC0415  of the engine
+
+    try:
+        found = Tokenizer.from_file(str(file))
+    except Exception as error:  # that is what tokenizers raises
+        raise BadCheckpoint(f"{file} cannot be read: {error}") from error
+    found.no_truncation()
+    return found
 
 
 def kind(config: ModelConfig, spec: VideoSpec) -> Task:

@@ -1,10 +1,16 @@
 """A spec meets the coach: what it knows of a model, and what becomes of prompt and negative prompt."""
 
+import shutil
+from collections import Counter
+from dataclasses import replace
+
 import pytest
 
-from broll import coaching
+from broll import catalog, coaching
 from broll.engine.config import PUBLISHED
 from broll.errors import BadOption, BadPrompt
+from broll.prompts import coach
+from broll.prompts.findings import Read
 from broll.settings import Settings
 from broll.spec import Title, parse
 
@@ -79,3 +85,33 @@ def test_an_endpoint_is_only_there_if_the_settings_name_one(tmp_path):
     made = coaching.endpoint(Settings(coach_url="http://x/v1", coach_key="k", data=tmp_path))
     assert (made.url, made.key, made.cache) == ("http://x/v1", "k", tmp_path / "coach")
     assert "k" not in repr(made).replace("key", "")
+
+
+def heard(prompt, model, settings):
+    return Counter(
+        f.rule for f in coach.check(prompt, known(prompt, replace(SMALL, name=model), settings)[1])
+    )
+
+
+def test_letters_that_the_models_own_vocabulary_lacks_are_said(tmp_path):
+    settings = Settings(models=tmp_path)
+    assert heard("一只猫在草地上奔跑", "nano", settings)["LANG-1"] == 1
+    assert not heard("a cat runs across the meadow – slowly", "nano", settings)["LANG-1"]
+    assert not heard("一只猫在草地上奔跑", SMALL.name, settings)["LANG-1"]  # it is not here, so nobody knows
+    read = coaching.read(settings, "nano", "a café on a 山 by 山")
+    assert read.unknown == "é山" and read.tokens > 8
+    assert coaching.read(settings, "nano", "a lake " * 1000).tokens > 1000  # not cut at what the model reads
+
+
+def test_a_tokenizer_that_is_missing_or_damaged_is_no_reason_not_to_check(tmp_path):
+    folder = shutil.copytree(
+        catalog.embedded_nano(), tmp_path / "mine", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    settings, prompt = Settings(models=tmp_path), "一只猫"
+    assert coaching.read(settings, "mine", prompt).unknown == prompt
+    coaching.tokenizer.cache_clear()
+    (folder / "tokenizer" / "tokenizer.json").write_text("{")
+    assert coaching.read(settings, "mine", prompt) == Read()
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    assert coaching.read(settings, "mine", prompt) == Read()
+    assert coaching.read(settings, "nowhere", prompt) == Read()

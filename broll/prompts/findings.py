@@ -38,6 +38,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Read:
+    """What a model's tokenizer makes of a text."""
+
+    tokens: int = 0
+    unknown: str = ""  # the letters that its vocabulary lacks, each once
+
+
+@dataclass(frozen=True)
 class Context:
     """What the coach knows of the clip; the defaults are WAN 1.3B from text."""
 
@@ -57,4 +65,4 @@ class Context:
     blocklist: tuple[str, ...] = ()
     cast: tuple[str, ...] = ()
     offers: tuple[tuple[str, str], ...] = ()  # phrases by slot, of a language model, that passed its gate
-    tokens: Callable[[str], int] | None = None  # the model's own tokenizer, when it is there
+    read: Callable[[str], Read] = lambda text: Read()  # the model's own tokenizer, where it is there

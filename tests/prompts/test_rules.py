@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from broll.prompts import coach
-from broll.prompts.findings import Context
+from broll.prompts.findings import Context, Read
 from broll.prompts.rules import RULES
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "prompts.md").read_text()
@@ -160,7 +160,7 @@ def test_only_a_clip_from_a_picture_is_told_not_to_describe_it():
 
 
 def test_length_is_measured_by_the_real_tokenizer_where_there_is_one():
-    (finding,) = found("LEN-1", "a lake", Context(tokens=lambda text: 600))
+    (finding,) = found("LEN-1", "a lake" * 100, Context(read=lambda text: Read(tokens=600)))
     assert finding.severity == "error" and "600 tokens" in finding.message
     (finding,) = found("LEN-1", "word " * 150, Context())
     assert "150 words" in finding.message

@@ -25,7 +25,9 @@ BROAD = re.compile(
 def length(slots: Slots, context: Context) -> Iterator[Finding]:
     low, high = context.words
     count = words.count(slots.text)
-    tokens = context.tokens(slots.text) if context.tokens else 0
+    tokens = (
+        context.read(slots.text).tokens if len(slots.text) >= TOKENS else 0
+    )  # a token is a letter at least
     if tokens > TOKENS:
         message = (
             f"{tokens} tokens, and the text encoder reads {TOKENS}: the end is cut off, so shorten the prompt"

@@ -1,4 +1,4 @@
-"""Words in the picture, words spelt wrong, words of two languages."""
+"""Words in the picture, words spelt wrong, words of two languages or of one that the model cannot read."""
 
 from collections.abc import Iterator
 
@@ -26,7 +26,13 @@ def spelling(slots: Slots, _context: Context) -> Iterator[Finding]:
             yield Finding("SPELL-1", "warning", term.span, message, fix)
 
 
-def languages(slots: Slots, _context: Context) -> Iterator[Finding]:
+def languages(slots: Slots, context: Context) -> Iterator[Finding]:
+    unknown = "" if slots.text.isascii() else context.read(slots.text).unknown
+    if unknown:
+        lacks = quote(" ".join(unknown))
+        message = f"the model's vocabulary lacks {lacks}: it sees none of these letters, so write in English"
+        yield Finding("LANG-1", "warning", whole(slots), message)
+        return
     if slots.language == "mixed":
         message = "English and Chinese in one prompt: write all of it in one of them"
         yield Finding("LANG-1", "hint", whole(slots), message)
@@ -51,8 +57,8 @@ RULES = (
     ),
     Rule(
         "LANG-1",
-        "English and Chinese in one prompt",
-        "WAN reads both, but its own prompts are in one or the other, never in both.",
+        "English and Chinese in one prompt, or letters that the model's vocabulary lacks",
+        "WAN reads both, but its own prompts are in one or the other, never in both. nano was taught English alone.",
         Example("一只猫在窗台上睡觉, camera pans left slowly, soft light"),
         Example("a cat sleeping on a windowsill, camera pans left slowly, soft light"),
         languages,
