@@ -21,10 +21,12 @@ from broll.prompts.findings import Context, Read, Task
 from broll.prompts.language_model import Endpoint
 from broll.prompts.report import Report, checked, rewritten
 from broll.prompts.rewriter import Rewrite
+from broll.prompts.rules import length
 from broll.prompts.vocabulary import style_presets, uses
 from broll.settings import Settings
 from broll.spec import Title, VideoSpec
 
+LARGE = 100_000  # words of a vocabulary; umT5's has 256,384, nano's 2,048
 Mode = Literal["off", "check", "fix"]
 
 
@@ -49,12 +51,17 @@ def context(
         guidance=own.guidance if spec.guidance is None else spec.guidance, steps=spec.steps or own.steps,
         base_negative=own.negative_prompt, negative=spec.negative_prompt,
         small=config.transformer.dim < 3000, use=use, style=style, blocklist=tuple(settings.blocklist),
-        read=functools.partial(read, settings, spec.model),
+        read=functools.partial(read, settings, spec.model, config.text.vocab_size),
     )  # fmt: skip
 
 
-def read(settings: Settings, model: str, text: str) -> Read:
-    """By the model's own tokenizer; where it is not here, or the library for it is not, nothing is known."""
+def read(settings: Settings, model: str, vocabulary: int, text: str) -> Read:
+    """By the model's own tokenizer; where it is not here, or the library for it is not, nothing is known.
+
+    umT5's knows the letters of every language, so it is loaded only for what may be too long.
+    """
+    if vocabulary >= LARGE and len(text) < length.TOKENS:
+        return Read()
     try:
         from broll.engine.sources import tokenizer_folder  # noqa: PLC0415  prompts are checked without the engine too
 

@@ -1,13 +1,13 @@
 """A spec meets the coach: what it knows of a model, and what becomes of prompt and negative prompt."""
 
+import re
 import shutil
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from broll import catalog, coaching
-from broll.engine.config import PUBLISHED
+from broll.engine.config import PUBLISHED, TextConfig
 from broll.errors import BadOption, BadPrompt
 from broll.prompts import coach
 from broll.prompts.findings import Read
@@ -87,20 +87,29 @@ def test_an_endpoint_is_only_there_if_the_settings_name_one(tmp_path):
     assert "k" not in repr(made).replace("key", "")
 
 
-def heard(prompt, model, settings):
-    return Counter(
-        f.rule for f in coach.check(prompt, known(prompt, replace(SMALL, name=model), settings)[1])
-    )
+def heard(prompt, model, settings, words=2048):
+    config = replace(SMALL, name=model, text=TextConfig(vocab_size=words))
+    return {finding.rule: finding for finding in coach.check(prompt, known(prompt, config, settings)[1])}
 
 
 def test_letters_that_the_models_own_vocabulary_lacks_are_said(tmp_path):
     settings = Settings(models=tmp_path)
-    assert heard("一只猫在草地上奔跑", "nano", settings)["LANG-1"] == 1
-    assert not heard("a cat runs across the meadow – slowly", "nano", settings)["LANG-1"]
-    assert not heard("一只猫在草地上奔跑", SMALL.name, settings)["LANG-1"]  # it is not here, so nobody knows
-    read = coaching.read(settings, "nano", "a café on a 山 by 山")
+    assert "只" in heard("一只猫在草地上奔跑", "nano", settings)["LANG-1"].message
+    assert "LANG-1" not in heard("a cat runs across the meadow – slowly", "nano", settings)
+    assert "LANG-1" not in heard(
+        "一只猫在草地上奔跑", SMALL.name, settings
+    )  # it is not here, so nobody knows
+    assert "LANG-1" not in heard(
+        "一只猫在草地上奔跑", "nano", settings, words=256_384
+    )  # that would know them
+    read = coaching.read(settings, "nano", 2048, "a café on a 山 by 山")
     assert read.unknown == "é山" and read.tokens > 8
-    assert coaching.read(settings, "nano", "a lake " * 1000).tokens > 1000  # not cut at what the model reads
+
+
+@pytest.mark.parametrize("words", [2048, 256_384])
+def test_a_long_prompt_is_measured_by_the_models_own_tokenizer(tmp_path, words):
+    finding = heard("a lake " * 1000, "nano", Settings(models=tmp_path), words)["LEN-1"]
+    assert finding.severity == "error" and re.search(r"\b2\d\d\d tokens", finding.message), finding.message
 
 
 def test_a_tokenizer_that_is_missing_or_damaged_is_no_reason_not_to_check(tmp_path):
@@ -108,10 +117,10 @@ def test_a_tokenizer_that_is_missing_or_damaged_is_no_reason_not_to_check(tmp_pa
         catalog.embedded_nano(), tmp_path / "mine", ignore=shutil.ignore_patterns("*.safetensors")
     )
     settings, prompt = Settings(models=tmp_path), "一只猫"
-    assert coaching.read(settings, "mine", prompt).unknown == prompt
+    assert coaching.read(settings, "mine", 2048, prompt).unknown == prompt
     coaching.tokenizer.cache_clear()
     (folder / "tokenizer" / "tokenizer.json").write_text("{")
-    assert coaching.read(settings, "mine", prompt) == Read()
+    assert coaching.read(settings, "mine", 2048, prompt) == Read()
     (folder / "tokenizer" / "tokenizer.json").unlink()
-    assert coaching.read(settings, "mine", prompt) == Read()
-    assert coaching.read(settings, "nowhere", prompt) == Read()
+    assert coaching.read(settings, "mine", 2048, prompt) == Read()
+    assert coaching.read(settings, "nowhere", 2048, prompt) == Read()

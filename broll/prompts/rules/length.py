@@ -25,9 +25,8 @@ BROAD = re.compile(
 def length(slots: Slots, context: Context) -> Iterator[Finding]:
     low, high = context.words
     count = words.count(slots.text)
-    tokens = (
-        context.read(slots.text).tokens if len(slots.text) >= TOKENS else 0
-    )  # a token is a letter at least
+    long = len(slots.text) >= TOKENS  # a token is a letter at least
+    tokens = context.read(slots.text).tokens if long else 0
     if tokens > TOKENS:
         message = (
             f"{tokens} tokens, and the text encoder reads {TOKENS}: the end is cut off, so shorten the prompt"
