@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
 
 from broll import catalog, group, logs, wiring
 from broll.errors import BadOption, BrollError, OutputError
@@ -106,6 +107,15 @@ def open_artifacts(settings: Settings) -> Artifacts:
 
 def first_key(database: Database, settings: Settings) -> str | None:
     """The key of an installation that has no admin's yet; or the one that the settings name, put in place."""
+    try:
+        return _first_key(database, settings)
+    except (
+        IntegrityError
+    ):  # another server that begins with this database was faster: what it made is there now
+        return _first_key(database, settings)
+
+
+def _first_key(database: Database, settings: Settings) -> str | None:
     own = pepper(settings)
     with database.write() as c:
         tenant = keys.find_tenant(c, LOCAL)
