@@ -22,6 +22,7 @@ import gc
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import time
@@ -85,6 +86,13 @@ def probe() -> None:
         print(f"nvidia-smi: {error.strerror}")
 
 
+def pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no regular expression: {error}") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,7 +101,9 @@ def main() -> None:
         "--seconds", type=float, default=600, help="all of it, from the start of this program"
     )
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rows", default="", metavar="REGEX", help="only those whose names have it in them")
+    parser.add_argument(
+        "--rows", type=pattern, default="", metavar="REGEX", help="only those whose names have it in them"
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small models and sizes")

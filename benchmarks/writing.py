@@ -25,6 +25,8 @@ FRAMES, FPS = 81, 16
 def frames(clip: Path, width: int, height: int) -> list[np.ndarray]:
     with av.open(str(clip)) as container:
         decoded = [f.reformat(width, height, format="rgb24") for f in container.decode(video=0)]
+    if not decoded:
+        raise ValueError(f"{clip} has no pictures")
     return list(islice(cycle([frame.to_ndarray() for frame in decoded[:FRAMES]]), FRAMES))
 
 
@@ -47,6 +49,10 @@ def main() -> None:
     )
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
+    try:
+        frames(args.clip, 64, 64)
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        parser.error(f"{args.clip} is no video: {error}")
     print(
         f"{len(os.sched_getaffinity(0))} cores, medians of {args.runs}\n\n| | waits, s | ends, s |\n|---|---|---|"
     )

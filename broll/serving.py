@@ -109,9 +109,8 @@ def first_key(database: Database, settings: Settings) -> str | None:
     """The key of an installation that has no admin's yet; or the one that the settings name, put in place."""
     try:
         return _first_key(database, settings)
-    except (
-        IntegrityError
-    ):  # another server that begins with this database was faster: what it made is there now
+    except IntegrityError:
+        # another server that begins with this database was faster: what it made is there now
         return _first_key(database, settings)
 
 

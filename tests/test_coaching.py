@@ -96,12 +96,9 @@ def test_letters_that_the_models_own_vocabulary_lacks_are_said(tmp_path):
     settings = Settings(models=tmp_path)
     assert "只" in heard("一只猫在草地上奔跑", "nano", settings)["LANG-1"].message
     assert "LANG-1" not in heard("a cat runs across the meadow – slowly", "nano", settings)
-    assert "LANG-1" not in heard(
-        "一只猫在草地上奔跑", SMALL.name, settings
-    )  # it is not here, so nobody knows
-    assert "LANG-1" not in heard(
-        "一只猫在草地上奔跑", "nano", settings, words=256_384
-    )  # that would know them
+    chinese = "一只猫在草地上奔跑"
+    assert "LANG-1" not in heard(chinese, SMALL.name, settings)  # it is not here, so nobody knows
+    assert "LANG-1" not in heard(chinese, "nano", settings, words=256_384)  # that would know them
     read = coaching.read(settings, "nano", 2048, "a café on a 山 by 山")
     assert read.unknown == "é山" and read.tokens > 8
 

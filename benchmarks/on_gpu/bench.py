@@ -39,7 +39,7 @@ class Bench:
         json: Path | None,
         tiny: bool,
         compiled: bool,
-        rows: str = "",
+        rows: re.Pattern[str] = re.compile(""),
     ) -> None:
         self.device, self.tiny, self.compiled = device, tiny, compiled
         self.rates: dict[
@@ -50,7 +50,7 @@ class Bench:
         self.known: dict[str, Figures] = {}  # by the name of the row
         self.part = ""
         self.compiler: Compiler | None = None  # made by the first part that wants it
-        self._wanted = re.compile(rows)  # everything, if nothing is said
+        self._wanted = rows
         self._until, self._began, self._json = began + seconds, began, json
 
     # --- rows ---------------------------------------------------------------------------------------------
